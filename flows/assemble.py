@@ -1,4 +1,4 @@
-"""store -> dataset version. No generator, verifier or refiner is asked anything."""
+"""Flow `assemble`: store -> dataset version. Only a judge may be asked; generator, verifier and refiner are not."""
 
 import time
 from dataclasses import replace
@@ -21,7 +21,7 @@ from tasks.slots import share_endpoints
 
 @flow(name="assemble", flow_run_name="{spec.name}", on_crashed=[close_after_crash])
 async def assemble(spec: RunSpec) -> State[RunSummary]:
-    """Publish the trees that the store holds whole; a judge is asked for the grades it has not given yet."""
+    """Publish the complete trees in the store; a judge is asked for missing grades."""
     started = time.monotonic()
     await tag_by_spec(spec)
     async with only_run_of(spec.name) as name:

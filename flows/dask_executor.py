@@ -1,4 +1,4 @@
-"""Batches on Dask: a cluster of this machine's own, or the workers of a scheduler that is there already."""
+"""Batches on Dask: a local cluster that lives as long as the run, or the workers of an existing scheduler."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ from malt.llm.store.database import hide_password
 
 CONNECT_LIMIT_S = 10.0
 _NO_PAGES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
-"""They would tell whoever connects what runs here, and the ends of its logs."""
+"""Dask's web pages, all turned off: they would show anyone who connects what runs here and the ends of its logs."""
 SAME_EVERYWHERE = ("malt-trees", "prefect", "prefect-dask", "distributed")
-"""Packages whose versions a run's machines must share: what is sent between them is pickled."""
+"""Packages whose versions must be equal on all machines of a run: they exchange pickles."""
 
 
 def start_cluster(processes: int, spec: RunSpec, run: str) -> Executor:
     """Return a cluster that begins and ends with the run.
 
-    Its certificate is in this process and the workers' memory alone: whoever else on this machine may connect to their
-    ports could have them run code otherwise.
+    Its TLS certificate exists only in the memory of this process and the workers. Without one, any user of this machine
+    could connect to their ports and run code in them.
     """
     cluster = {
         "n_workers": processes,
         "threads_per_worker": 1,
-        "dashboard_address": "127.0.0.1:0",  # without one it takes a port that everybody knows
+        "dashboard_address": "127.0.0.1:0",  # any free port; the default is a well-known one
         "scheduler_kwargs": {"dashboard": False},
         "security": Security.temporary(),
     }
@@ -42,7 +42,7 @@ def start_cluster(processes: int, spec: RunSpec, run: str) -> Executor:
 
 
 def join_cluster(address: str, spec: RunSpec, settings: Settings, run: str) -> Executor:
-    """Return the workers of a scheduler, once each was seen to be able to work. Raises `ConfigError`."""
+    """Return the workers of a scheduler after checking each of them. Raises `ConfigError`."""
     named = f"run.task_runner = {address!r}"
     if settings.store.startswith("sqlite"):
         raise ConfigError(
@@ -55,44 +55,44 @@ def join_cluster(address: str, spec: RunSpec, settings: Settings, run: str) -> E
 
 
 def make_executor(runner: DaskTaskRunner, shares: Sequence[Limits], run: str) -> Executor:
-    """Put together what a run needs: whatever worker its batches are on, that worker hears of its end."""
+    """Return an executor that stops the run on every worker of the cluster."""
     return Executor(runner, shares, lambda: stop_run_everywhere(runner.client, run), (KilledWorker,))
 
 
 def stop_run_everywhere(client: Client, run: str) -> None:
-    """Return once every worker has written what came of its last requests; one that dies meanwhile has no more."""
+    """Stop a run on every worker, and wait until each has stored its last answers; dead workers are ignored."""
     client.run(stop_run, run, on_error="ignore")
 
 
 async def stop_run(run: str) -> None:
-    """On a worker, stop a run's session beside the worker's loop, which keeps in touch with the scheduler."""
+    """On a worker, stop a run's session in a thread: the worker's event loop keeps the scheduler's connection alive."""
     await asyncio.to_thread(stop_sessions, run)
 
 
 class LocalDask(DaskTaskRunner):  # type: ignore[misc]  # has no types
-    """A runner without pages, whose workers leave a terminal's Ctrl-C and end to the run: they would end by them."""
+    """A runner without web pages, whose workers ignore the terminal's signals: the run itself handles Ctrl-C."""
 
     def __enter__(self) -> "LocalDask":
         super().__enter__()
-        self._exit_stack.enter_context(dask.config.set(_NO_PAGES))  # workers that replace others have none either
+        self._exit_stack.enter_context(dask.config.set(_NO_PAGES))  # holds for replacement workers too
         self.client.register_plugin(LeaveTerminalToRun())  # the first use of the client starts the cluster
         return self
 
 
 class LeaveTerminalToRun(WorkerPlugin):  # type: ignore[misc]
-    """Makes a worker process, and those that replace it, ignore what a terminal sends."""
+    """Makes a worker process, and its replacements, ignore the terminal's signals."""
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
-        """Is called in the main thread of the process."""
+        """Ignore the signals; Dask calls this in the main thread of the process."""
         leave_terminal_to_run()
 
 
 def check_workers(address: str, named: str, spec: RunSpec, settings: Settings) -> int:
-    """Return how many workers a scheduler has. Raises `ConfigError` where there is none, or one could not work."""
+    """Return the number of a scheduler's workers. Raises `ConfigError` if there are none or one cannot take part."""
     try:
         client = Client(address, timeout=CONNECT_LIMIT_S, set_as_default=False)
     except OSError as error:
-        raise ConfigError(f"{named}: no Dask scheduler answers there; start it, or mend the address") from error
+        raise ConfigError(f"{named}: no Dask scheduler answers there; start it, or correct the address") from error
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:
             raise ConfigError(f"{named} has no workers; start some: dask worker {address}")
@@ -109,5 +109,5 @@ def check_workers(address: str, named: str, spec: RunSpec, settings: Settings) -
 
 
 async def find_problem_here(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
-    """On a worker, look for problems beside the worker's loop."""
+    """On a worker, look for problems in a thread, outside the worker's event loop."""
     return await asyncio.to_thread(find_problem, spec, settings, prefect)

@@ -1,4 +1,4 @@
-"""held-out questions -> answers of every system -> evaluation version. Run again, it asks only for what is missing."""
+"""Flow `evaluate`: held-out questions -> answers of systems -> evaluation version. A rerun asks for what is missing."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ from tasks.slots import share_endpoints
 
 @flow(name="evaluate", flow_run_name="evaluate {spec.name}", on_crashed=[close_after_crash])
 async def evaluate(spec: RunSpec) -> State[Evaluated]:
-    """Compare the systems of a config on held-out questions, paired by question, and publish what comes of it."""
+    """Compare the systems of a config on held-out questions, paired by question, and publish the result."""
     job, settings = read_evaluation(await with_block_keys(spec)), Settings()
     await tag_by_spec(spec, job.models)
     check_systems(job)
     async with only_run_of(name_lock(job)) as run:
         async with share_endpoints(job.spec, job.models) as limited:
-            # Unquoted, Prefect walks through it, looking for other tasks' results.
+            # Quoted, so that Prefect does not search it for other tasks' results.
             asked: Any = quote(job._replace(spec=limited))
             filled = await answer_questions(spec.name, asked, settings, run)
         held: Any = quote(filled.job._replace(spec=job.spec))

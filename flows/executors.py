@@ -1,4 +1,4 @@
-"""Where batches of questions run: threads, processes, Dask or Ray; how limits are shared out, and how workers stop."""
+"""Executors that run batches of questions in threads, processes, Dask or Ray, within shares of the run's limits."""
 
 import asyncio
 import importlib
@@ -37,7 +37,7 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 BATCHES_AT_ONCE = 32
-"""In one process, where a batch is a question."""
+"""Most batches in flight in one process if each batch is a single question."""
 
 WORKER_DIED = (
     "a worker process died while it grew trees: killed, or out of memory. What was paid for is in the store: run again"
@@ -46,10 +46,10 @@ WORKER_DIED = (
 
 async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run, most: int = BATCH) -> Filled:
     """Run `grow_batch` over batches of questions, on one machine or many; an `Ask` of the engine."""
-    is_here = job.spec.run.task_runner == "threads"
+    is_one_process = job.spec.run.task_runner == "threads"
     at_once = max(AT_ONCE, min(BATCHES_AT_ONCE, AT_ONCE * BATCH // most))
     executor = await asyncio.to_thread(open_executor, job.spec, job.settings, run.name, at_once)
-    size = min(most, ceil(len(job.questions) / (1 if is_here else len(executor.shares))))
+    size = min(most, ceil(len(job.questions) / (1 if is_one_process else len(executor.shares))))
     numbers = count(1)
 
     def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Filled]:
@@ -59,7 +59,7 @@ async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run, most: int
         return future
 
     def add(part: Filled) -> None:
-        if not is_here:  # threads count as they go
+        if not is_one_process:  # threads update the run's tally themselves
             run.tally.merge(part.tally)
 
     def work() -> list[Filled]:
@@ -75,7 +75,7 @@ async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run, most: int
 
 
 def name_batch(batch: Sequence[Question], number: int) -> str:
-    """Say in a few words what a task run grows."""
+    """Return the name of a batch's task run."""
     return f"grow {batch[0].question_id}" if len(batch) == 1 else f"grow batch {number}: {len(batch)} questions"
 
 
@@ -85,52 +85,52 @@ class Executor:
 
     runner: TaskRunner[Any]
     shares: Sequence[Limits]
-    """One for each batch in flight: however many processes join a cluster, the rest idle."""
+    """Shares of the limits, one for each batch in flight; further processes of a cluster stay idle."""
     stop_workers: Callable[[], None]
-    """Let requests in flight arrive, store them, and ask no more; idempotent."""
+    """Store the answers of requests in flight, and send no more; idempotent."""
     death_errors: tuple[type[Exception], ...] = ()
-    """What the runner raises where a process was killed."""
-    _is_begun: bool = field(default=False, init=False)
+    """Exceptions that the runner raises if a process was killed."""
+    _has_started: bool = field(default=False, init=False)
     _is_stopped: bool = field(default=False, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def map(
         self, batches: Iterable[B], submit: Callable[[B, Limits], PrefectFuture[R]], count: Callable[[R], None]
     ) -> list[R]:
-        """Return what comes of each batch, in order; `batches` are taken as shares of the limits get free.
+        """Return the result of each batch, in order; a batch starts as soon as a share of the limits is free.
 
-        Once `stop` was called or one has failed, no more is begun. Raises `WorkerDied` where a process was killed, once
-        the others have stored what they still got.
+        After `stop` or a failure no further batch starts. Raises `WorkerDied` if a process was killed, after the others
+        have stored their last answers.
         """
-        free = list(self.shares)
+        free_shares = list(self.shares)
 
         def run_batch(batch: B) -> list[R]:
             with self._stop_on_failure():
                 with self._lock:
                     if self._is_stopped:
                         return []
-                    self._is_begun = True
-                    share = free.pop()
+                    self._has_started = True
+                    share = free_shares.pop()
                     future = submit(batch, share)
                 result = take_result(future)
             with self._lock:
-                free.append(share)
+                free_shares.append(share)
                 count(result)
             return [result]
 
         with self.runner, ThreadPoolExecutor(len(self.shares)) as waiters:
             try:
-                begun = takewhile(lambda _: not self._is_stopped, batches)
-                done = [waiters.submit(copy_context().run, run_batch, batch) for batch in begun]
-                return [result for each in done for result in each.result()]
+                until_stop = takewhile(lambda _: not self._is_stopped, batches)
+                futures = [waiters.submit(copy_context().run, run_batch, batch) for batch in until_stop]
+                return [result for future in futures for result in future.result()]
             finally:
                 self.stop()
 
     def stop(self) -> None:
-        """Begin no more batches, and let those in flight end with what they have."""
+        """Start no more batches, and let those in flight end with the answers that they have."""
         with self._lock:
             self._is_stopped = True
-        if self._is_begun:
+        if self._has_started:
             self.stop_workers()
 
     @contextmanager
@@ -146,7 +146,7 @@ class Executor:
 
 
 def take_result(future: PrefectFuture[R]) -> R:
-    """Wait for a task run, and return what it came to, whatever its state says of that; raise its error."""
+    """Wait for a task run and return its result in any state, also `Failed`; raise its error if that is the result."""
     result: Any = future.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result
@@ -154,10 +154,11 @@ def take_result(future: PrefectFuture[R]) -> R:
 
 
 def open_executor(spec: RunSpec, settings: Settings, run: str, at_once: int = AT_ONCE) -> Executor:
-    """Return the executor that `run.task_runner` names. Raises `ConfigError` where it cannot be had.
+    """Return the executor that `run.task_runner` names. Raises `ConfigError` if it is not available.
 
-    There are never more processes than shares of the limits that are of any use.
+    Never uses more processes than the limits can be divided among.
     """
+    executor: Executor
     processes = min(os.cpu_count() or 1, spec.limits.most_shares)
     match spec.run.task_runner:
         case "threads":
@@ -165,32 +166,31 @@ def open_executor(spec: RunSpec, settings: Settings, run: str, at_once: int = AT
                 ThreadPoolTaskRunner(max_workers=at_once), (spec.limits,) * at_once, partial(stop_sessions, run)
             )
         case "processes":
-            theirs, ours = Pipe(duplex=False)
-            pool = _QuietProcesses(max_workers=processes, initializer=begin_worker, initargs=(theirs,))
-            return Executor(pool, spec.limits.shares(processes), ours.close, (BrokenProcessPool,))
+            child_end, our_end = Pipe(duplex=False)
+            pool = _QuietProcesses(max_workers=processes, initializer=begin_worker, initargs=(child_end,))
+            return Executor(pool, spec.limits.shares(processes), our_end.close, (BrokenProcessPool,))
         case "ray":
-            named = _import_extra("flows.ray_executor", "ray").open_cluster(processes, spec, settings)
+            executor = _import_extra("flows.ray_executor", "ray").open_cluster(processes, spec, settings)
         case "dask":
-            named = _import_extra("flows.dask_executor", "dask").start_cluster(processes, spec, run)
+            executor = _import_extra("flows.dask_executor", "dask").start_cluster(processes, spec, run)
         case address:
-            named = _import_extra("flows.dask_executor", "dask").join_cluster(address, spec, settings, run)
-    executor: Executor = named
+            executor = _import_extra("flows.dask_executor", "dask").join_cluster(address, spec, settings, run)
     return executor
 
 
 class _QuietProcesses(ProcessPoolTaskRunner):
-    """Processes that a Ctrl-C does not end while they start: Python would print where, and all others would end."""
+    """Processes that ignore Ctrl-C while they start: it would print a traceback and break the whole pool."""
 
-    def submit(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - its parent's
+    def submit(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - the parent's signature
         """Submit a task; the first one starts the processes."""
         with hold_terminal_back():
-            return super().submit(*arguments, **named)
+            return super().submit(*arguments, **keywords)
 
 
-def _import_extra(module: str, extra: str) -> Any:  # noqa: ANN401 - a module of ours, which needs an extra
+def _import_extra(module: str, extra: str) -> Any:  # noqa: ANN401 - one of our modules that needs an extra
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as missing:
+    except ModuleNotFoundError as error:
         raise ConfigError(
-            f"run.task_runner on {extra.capitalize()} needs the package {missing.name!r}: install malt-trees[{extra}]"
-        ) from missing
+            f"run.task_runner on {extra.capitalize()} needs the package {error.name!r}: install malt-trees[{extra}]"
+        ) from error

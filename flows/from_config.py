@@ -1,4 +1,4 @@
-"""config file + what is to be different this time -> dataset version: `generate`, with a short form."""
+"""Flow `from-config`: config file + overrides -> dataset version. It is `generate` with a short form."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -32,17 +32,17 @@ async def from_config(
     limit: Count = 0,
     overrides: tuple[Override, ...] = (),
 ) -> State[RunSummary]:
-    """Grow and grade a tree for every question of a config file, then publish what is complete.
+    """Grow and grade a tree for every question of a config file, then publish the complete trees.
 
     Args:
-        config: TOML file, as the worker sees it.
+        config: Path of the TOML file on the worker.
         questions: Question file, folder or address. Empty: the config's.
-        model: Who plays generator, verifier and refiner. Empty: the config's.
-        api_base: Where that model is asked. Empty: the config's.
+        model: Model of generator, verifier and refiner. Empty: the config's.
+        api_base: Address of that model's server. Empty: the config's.
         samples: Children of each node. 0: the config's.
-        grader: Graders in order; the first that can decide does. Empty: the config's.
-        limit: How many questions are taken. 0: the config's.
-        overrides: Any other key, as `malt run -s` takes it: credit.threshold=0.7
+        grader: Graders in order; the first that can decide gives the grade. Empty: the config's.
+        limit: Number of questions to take. 0: the config's.
+        overrides: Any other keys, written as for `malt run -s`: credit.threshold=0.7
     """
     common = list_overrides(questions, model, api_base, samples, grader)
     return await grow_alone(load_spec(config, [*common, *overrides], limit or None))
@@ -51,7 +51,7 @@ async def from_config(
 def list_overrides(
     questions: str, model: str, api_base: str, samples: int, grader: Sequence[GraderKind]
 ) -> Iterator[str]:
-    """Say what the form's own fields change in a config."""
+    """Yield the form's filled-in fields as `key=value` overrides of a config."""
     if questions:
         yield f"questions.source={json.dumps(questions)}"
     if grader:

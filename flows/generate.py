@@ -1,4 +1,4 @@
-"""questions -> trees -> dataset version. Run again, it asks only for what is missing."""
+"""Flow `generate`: questions -> trees -> dataset version. A rerun asks only for what is missing."""
 
 import time
 from collections.abc import Sequence
@@ -40,28 +40,28 @@ from tasks.slots import share_endpoints
 from tasks.stored_answers import save_answer_storage
 
 BRANCH_QUESTIONS, BRANCH_TASK_RUNS = 12, 2_000
-"""Up to so many questions and task runs, `tracking = "auto"` shows every branch."""
+"""Most questions and task runs for which `tracking = "auto"` makes a task run per branch."""
 QUESTION_TASK_RUNS = 200
-"""Up to so many questions, it shows every question."""
+"""Most questions for which it makes a task run per question."""
 BRANCHES_AT_ONCE: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=256)
 
 
 @flow(name="generate", flow_run_name="{spec.name}", task_runner=BRANCHES_AT_ONCE, on_crashed=[close_after_crash])
 async def generate(spec: RunSpec) -> State[RunSummary]:
-    """Grow and grade a tree for every question, then publish what is complete."""
+    """Grow and grade a tree for every question, then publish the complete trees."""
     return await grow_alone(spec)
 
 
 async def grow_alone(spec: RunSpec) -> State[RunSummary]:
-    """Grow a dataset once no other run of it is under way."""
+    """Grow a dataset under its lock: other runs of it wait."""
     await tag_by_spec(spec)
     async with only_run_of(spec.name) as name:
-        job = read_job(spec)  # not before: whoever waits publishes what is there when it begins
+        job = read_job(spec)  # under the lock: a run that waited must read the question file as it is now
         return await grow_and_publish(job, job.questions, Run(name))
 
 
 async def grow_and_publish(job: Job, questions: Sequence[Question], run: Run) -> State[RunSummary]:
-    """Ask for what the trees of these questions lack, then publish what the store holds of all."""
+    """Ask for what the trees of these questions lack, then publish the complete trees of all questions."""
     started = time.monotonic()
     spec = await with_block_keys(job.spec)
     check_models(spec)
@@ -77,11 +77,11 @@ async def grow_and_publish(job: Job, questions: Sequence[Question], run: Run) ->
 
 
 async def grow_branches(job: Job, run: Run) -> Grown:
-    """Map task runs over the branches of all trees; each goes on as soon as its own parent is there."""
+    """Map task runs over the branches of all trees; each starts as soon as its own parent is complete."""
     grower, storage = Grower(job, run), await save_answer_storage()
     shared, expand_stored = unmapped(grower), expand.with_options(result_storage=storage)
     branches = [Branch(question) for question in job.questions]
-    with SyncClientContext.get_or_create():  # else each task run would make a client of its own, for 25 ms
+    with SyncClientContext.get_or_create():  # else each task run would create its own client, which takes 25 ms
         answers = expand_stored.map(branches, unmapped(None), shared)
         expanded = [*zip(branches, answers, strict=True)]
         for _ in PLAYERS[1:]:
@@ -93,15 +93,15 @@ async def grow_branches(job: Job, run: Run) -> Grown:
 
 
 async def grow_shards(job: Job, run: Run) -> Grown:
-    """Grow what lacks something, in batches of questions or through batch APIs: a tree's shape need not be known."""
+    """Grow incomplete trees in batches of questions or through batch APIs; their shapes need not be known before."""
     ask = partial(ask_in_shards, most=1 if tracking_of(job) == "question" else BATCH)
     return Grown(await fill(job, run, ask if job.spec.run.mode == "direct" else None), ())
 
 
 def tracking_of(job: Job) -> Literal["branch", "question", "shard"]:
-    """Return what a task run is: as declared, else what can be read in a run's graph.
+    """Return the unit of work of a task run: as declared, else the finest that a run's graph can still show.
 
-    Adaptive growth has no shape to map, under a cap trees begin one after another, and batches are asked by level.
+    Always `shard` for adaptive growth (no shape to map), caps (trees begin one by one) and batch mode (asks by level).
     """
     spec, count = job.spec, len(job.questions)
     if spec.growth.mode == "adaptive" or spec.limits.capped or spec.run.mode == "batch":
@@ -114,7 +114,7 @@ def tracking_of(job: Job) -> Literal["branch", "question", "shard"]:
 
 
 def describe_tracking(job: Job) -> str:
-    """Say in a log line what a task run is."""
+    """Return the unit of work of a task run in words, for the log."""
     if job.spec.run.mode == "batch":
         return "level by level, through batch APIs"
     kind = tracking_of(job)

@@ -1,4 +1,4 @@
-"""questions -> trees -> models -> evaluation, round by round; each step is a flow of its own. Run again, it goes on."""
+"""Flow `improve`: questions -> trees -> models -> evaluation, in rounds; each step is a subflow. A rerun resumes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,19 +25,19 @@ from tasks.run_lock import close_after_crash, only_run_of
 
 @flow(name="improve", flow_run_name="improve {spec.name}", on_crashed=[close_after_crash])
 async def improve(spec: RunSpec) -> State[Improvement]:
-    """Grow, train and evaluate round by round, and keep what is better than the roles before it."""
+    """Grow, train and evaluate round by round, and keep trained roles that are better than those before."""
     await tag_by_spec(spec)
     settings = Settings()
     check(spec, settings)
     async with only_run_of(name_lock(spec)):
-        done = await go_round(spec, settings, Flows())
-    await leave_markdown(render_markdown(done), f"{done.name}-improvement", done.sentence)
-    state = Failed if done.exit_code else Completed
-    return state(message=done.sentence, data=done)
+        result = await go_round(spec, settings, Flows())
+    await leave_markdown(render_markdown(result), f"{result.name}-improvement", result.sentence)
+    state = Failed if result.exit_code else Completed
+    return state(message=result.sentence, data=result)
 
 
 class Flows:
-    """Carries out the steps of a round as subflows; one with failed branches has its summary too."""
+    """Runs the steps of a round as subflows; a subflow with failed branches returns its summary too."""
 
     async def grow(self, spec: RunSpec) -> RunSummary:
         summary: RunSummary = await outcome(await generate(spec, return_state=True))
@@ -48,12 +48,12 @@ class Flows:
         return summary
 
     async def evaluate(self, spec: RunSpec) -> Evaluated:
-        done: Evaluated = await outcome(await evaluate(spec, return_state=True))
-        return done
+        evaluated: Evaluated = await outcome(await evaluate(spec, return_state=True))
+        return evaluated
 
 
-async def outcome(state: State[Any]) -> Any:  # noqa: ANN401 - each flow has its own
-    """Return what a subflow came to. Raises its error where it came to nothing."""
+async def outcome(state: State[Any]) -> Any:  # noqa: ANN401 - each flow has its own type
+    """Return the result of a subflow in any state. Raises its error if it has no result."""
     result = await state.aresult(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result

@@ -1,4 +1,4 @@
-"""Batches on Ray: a cluster of this machine's own, or the one that RAY_ADDRESS names."""
+"""Batches on Ray: a local cluster that lives as long as the run, or the one that RAY_ADDRESS names."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ DEATH_ERRORS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
 def open_cluster(processes: int, spec: RunSpec, settings: Settings) -> Executor:
-    """Begin to use a cluster; one batch takes one of its CPUs. Raises `ConfigError` where that cannot be."""
+    """Connect to a cluster; each batch takes one of its CPUs. Raises `ConfigError` if that fails."""
     address = os.environ.get("RAY_ADDRESS")
     named = f"run.task_runner = 'ray', RAY_ADDRESS = {address!r}"
     if address and settings.store.startswith("sqlite"):
@@ -42,7 +42,7 @@ def open_cluster(processes: int, spec: RunSpec, settings: Settings) -> Executor:
 
 
 def check_nodes(named: str, spec: RunSpec, settings: Settings) -> None:
-    """Raise `ConfigError` where a machine of a cluster could not work; what is installed there is not compared."""
+    """Raise `ConfigError` if a machine of a cluster cannot take part; installed versions are not compared."""
     for node in (node for node in ray.nodes() if node["Alive"]):
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked = ray.remote(find_problem).options(num_cpus=0, scheduling_strategy=there)
@@ -55,20 +55,20 @@ def check_nodes(named: str, spec: RunSpec, settings: Settings) -> None:
             raise ConfigError(f"{named}: the node {node['NodeManagerAddress']} cannot take part: {problem}")
 
 
-class StoppableRay(RayTaskRunner):  # type: ignore[misc]  # not among what is installed for checks
-    """A runner that can interrupt what it has begun, and that leaves the cluster at its end."""
+class StoppableRay(RayTaskRunner):  # type: ignore[misc]  # Ray is not installed for type checks
+    """A runner that can interrupt its tasks, and that leaves the cluster at its end."""
 
     def __init__(self) -> None:
         super().__init__()
         self._submitted: list[Any] = []
 
-    def submit(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as it has no types
-        """Begin a task, and remember it."""
+    def submit(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - the parent has no types
+        """Submit a task, and remember it for `interrupt`."""
         self._submitted.append(super().submit(*arguments, **named))
         return self._submitted[-1]
 
     def interrupt(self) -> None:
-        """Raise `KeyboardInterrupt` in every batch that is under way: it closes its session, and ends."""
+        """Raise `KeyboardInterrupt` in every running batch, which then closes its session and ends."""
         for future in list(self._submitted):
             ray.cancel(future.wrapped_future)
 

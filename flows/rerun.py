@@ -1,4 +1,4 @@
-"""newest version -> the questions and roles that are named -> a new version. Asks for what is missing, or all anew."""
+"""Flow `rerun`: newest version -> answers of some questions and roles -> new version. Asks for missing ones, or all."""
 
 import asyncio
 from pathlib import Path
@@ -31,15 +31,15 @@ async def rerun(
     refresh: bool = False,
     config: str = "",
 ) -> State[RunSummary]:
-    """Ask again for part of a dataset, and publish what comes of it.
+    """Ask again for part of a dataset, and publish a new version.
 
     Args:
-        name: Dataset to ask again for.
-        questions: Ids of questions, as questions.parquet has them. Empty: all.
+        name: Name of the dataset.
+        questions: Ids of questions, as in questions.parquet. Empty: all.
         roles: Roles to ask. Empty: all.
-        refresh: Ask the named roles anew even where the store has an answer, which is set aside; the roles after them
-            follow. Off: ask for what is missing.
-        config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
+        refresh: Set stored answers of these roles aside and ask again, and later roles where their prompts change.
+            Off: ask only for what is missing.
+        config: Path of the TOML file on the worker that declares the dataset. Empty: its newest version declares it.
     """
     async with only_run_of(name) as run:
         job = read_job(read_declared(name, Path(config) if config else None))
@@ -53,8 +53,8 @@ async def rerun(
 
 
 def asked_at() -> float:
-    """When this flow run was asked for: the same again when it is retried, in seconds since the epoch."""
+    """Return when this flow run was created, in seconds since the epoch; a retry has the same time."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.created is None:
-        raise ConfigError("refresh needs a flow run that Prefect knows the beginning of")
+        raise ConfigError("refresh needs a flow run whose creation time Prefect knows")
     return context.flow_run.created.timestamp()

@@ -1,4 +1,4 @@
-"""dataset version -> a trained role each -> model version. Run again, it trains only what no model version has."""
+"""Flow `train`: dataset version -> trained roles -> model version. A rerun trains only what no model version has."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -31,20 +31,20 @@ from tasks.slots import TRAINING, hold_slots
 from tasks.training import announce_models, publish_models, train_role
 
 _STOP_LIMIT_S = 120.0
-"""Seconds a training may take to leave a checkpoint, or its models to be published."""
+"""Seconds that a stopped training may take to write a checkpoint or to finish publishing."""
 
 
 @flow(name="train", flow_run_name="train {version}", on_crashed=[close_after_crash])
 async def train(
     version: str, config: str = "", earlier: Sequence[str] = (), spec: TrainSpec | None = None
 ) -> TrainSummary:
-    """Train the roles of a dataset version, one after the other, and publish what comes of it.
+    """Train the roles of a dataset version, one after the other, and publish a model version.
 
     Args:
         version: Dataset version: NAME (the newest), or NAME@v3.
-        config: TOML file, as the worker sees it, whose [train] is taken. Empty: the one that the version was made with.
+        config: Path of the TOML file on the worker whose [train] is used. Empty: the config that made the version.
         earlier: Further versions whose rows are trained on before those of this one.
-        spec: What takes the place of [train].
+        spec: Training settings in place of [train].
     """
     opened = open_version(version)
     chosen = spec or read_train_spec(opened, Path(config) if config else None)
@@ -62,8 +62,8 @@ async def train(
 
 
 def _train_roles(stopper: Stopper, jobs: Sequence[RoleJob]) -> None:
-    for job in jobs:  # two at once would only share the processors, and need the memory of both
-        train_role.with_options(refresh_cache=not job.done.exists())(job, stopper)  # its files may have been removed
+    for job in jobs:  # one by one: two at once would share the processors and need the memory of both
+        train_role.with_options(refresh_cache=not job.done.exists())(job, stopper)  # cached files may have been removed
 
 
 def _publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
@@ -71,5 +71,5 @@ def _publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion
         assets=[asset_key("models", prepared.name)],
         asset_deps=[asset_key("datasets", each.name) for each in prepared.versions],
     )
-    handed_over: Any = quote(prepared), quote(roles)
-    return named(prepared.name, *handed_over)
+    arguments: Any = quote(prepared), quote(roles)
+    return named(prepared.name, *arguments)

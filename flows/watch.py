@@ -1,4 +1,4 @@
-"""What the server asks for by itself, by the triggers in prefect.yaml: to tell of failed runs, to mark dead ones."""
+"""Flows that triggers in prefect.yaml start: `notify` reports failed runs, `mark-crashed` closes dead ones."""
 
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -17,33 +17,33 @@ from prefect.variables import Variable
 from tasks.run_lock import close_task_runs
 
 ALERTS = "malt_alerts"
-"""Prefect variable that names the notification block to tell, as TYPE/NAME: `slack-webhook/team`."""
+"""Prefect variable with the notification block to use, as TYPE/NAME: `slack-webhook/team`."""
 
 
 @flow(name="notify", flow_run_name="{state}: {run}")
 async def notify(resource: str, run: str, state: str, message: str | None = None) -> None:
-    """Tell of a run that failed: in the log, and to the block that the variable `malt_alerts` names.
+    """Report a failed run: in the log, and through the block that the variable `malt_alerts` names.
 
     Args:
-        resource: The run, as events name it: prefect.flow-run.ID.
-        run: Its name.
-        state: The state that it got into, whatever came of it since.
-        message: What that state says.
+        resource: Resource id of the run in events: prefect.flow-run.ID.
+        run: Name of the run.
+        state: State at the time of the event; the run's state may have changed since.
+        message: Message of that state.
     """
-    told = f"{run}: {state}: {message or 'no reason given'}\n{url_for('flow-run', id_of(resource)) or ''}".strip()
-    get_run_logger().warning("%s", told)
+    report = f"{run}: {state}: {message or 'no reason given'}\n{url_for('flow-run', id_of(resource)) or ''}".strip()
+    get_run_logger().warning("%s", report)
     if named := await Variable.aget(ALERTS):
         block = cast("NotificationBlock", await Block.aload(str(named)))
-        await block.notify(told, subject=f"MALT: {run}: {state}")
+        await block.notify(report, subject=f"MALT: {run}: {state}")
 
 
 @flow(name="mark-crashed", flow_run_name="{resource}")
 async def mark_crashed(resource: str, silence_s: float = 90.0) -> None:
-    """Mark a run as crashed that was not heard of for so long, so that it can be retried, and close its task runs.
+    """Mark a run without heartbeats as crashed, so that it can be retried, and close its task runs.
 
     Args:
-        resource: The run, as events name it: prefect.flow-run.ID.
-        silence_s: Seconds since its start and since its last heartbeat, of which one comes every 30.
+        resource: Resource id of the run in events: prefect.flow-run.ID.
+        silence_s: Seconds since its start and since its last heartbeat; a live run sends one every 30 seconds.
     """
     silent_since = datetime.now(UTC) - timedelta(seconds=silence_s)
     async with get_client() as client:
@@ -52,11 +52,11 @@ async def mark_crashed(resource: str, silence_s: float = 90.0) -> None:
             return
         await client.set_flow_run_state(run.id, Crashed(message="No sign of life: its process or machine is gone."))
     closed = await close_task_runs(run.id)
-    get_run_logger().warning("%s is marked as crashed, and %s task runs of it", run.name, closed)
+    get_run_logger().warning("%s and %s of its task runs were marked as crashed", run.name, closed)
 
 
 async def was_heard_of(run: FlowRun, since: datetime) -> bool:
-    """Whether a run began or sent a heartbeat meanwhile: a server under load hears of that late."""
+    """Whether a run started or sent a heartbeat since then; a loaded server may learn of that late."""
     if run.state is not None and run.state.timestamp > since:
         return True
     heard = EventFilter(
@@ -69,5 +69,5 @@ async def was_heard_of(run: FlowRun, since: datetime) -> bool:
 
 
 def id_of(resource: str) -> UUID:
-    """Return the id of a run that events name so."""
+    """Return the id of a run from its resource id in events."""
     return UUID(resource.removeprefix("prefect.flow-run."))

@@ -1,4 +1,4 @@
-"""Whether a worker elsewhere can take part in a run: what it lacks is said before anybody is asked."""
+"""Checks that a worker on another machine can take part in a run, made before any model is asked."""
 
 import asyncio
 import platform
@@ -24,7 +24,7 @@ def read_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def find_version_mismatch(wanted: dict[str, str]) -> str | None:
-    """On a worker, say which version differs from the run's."""
+    """On a worker, return a message on the first version that differs from the run's, or None."""
     here = read_versions(wanted.keys() - {"Python"})
     for name, needed in wanted.items():
         if here[name] != needed:
@@ -33,12 +33,12 @@ def find_version_mismatch(wanted: dict[str, str]) -> str | None:
 
 
 def serialize_prefect_settings() -> dict[str, Any]:
-    """Return how this run asks Prefect's server, for its workers."""
+    """Return the settings with which this run's workers reach Prefect's server."""
     return {"settings_context": serialize_context()["settings_context"]}
 
 
 def find_problem(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
-    """On a worker, say why a run could not work here: no way to the store or to Prefect, a key that is missing."""
+    """On a worker, return why a run cannot work here, or None: store or Prefect not reachable, a missing key."""
     try:
         Store(settings.store).close()
         with hydrated_context(prefect):
@@ -54,6 +54,6 @@ def _check_prefect(api_url: str) -> None:
         check_answers(api_url)
     except ConfigError as error:
         raise ConfigError(
-            f"it has no way to the run's Prefect server, {api_url}; set PREFECT_API_URL where the run is started to a "
+            f"it cannot reach the run's Prefect server, {api_url}; where the run is started, set PREFECT_API_URL to a "
             "server that all workers reach"
         ) from error

@@ -1,11 +1,11 @@
-"""MALT: trees of three cooperating roles, and versioned training data from them (Motwani et al., arXiv 2412.01928).
+"""MALT: trees of three cooperating roles' answers, and versioned training data (Motwani et al., arXiv 2412.01928).
 
 The data path is `Question -> Tree -> Grade -> value -> rows -> dataset version`:
 
-questions   reading question files                llm        asking models: the store, limits, providers
-prompts     the roles' prompt sets                trees      growth, grading, credit
-spec        what a dataset is, declared           datasets   rows, versions, checks
-evaluation  systems compared on held-out questions            improvement  rounds of growing, training, evaluating
+questions   question files                            llm          model requests: the store, limits, providers
+prompts     the roles' prompt sets                    trees        growth, grading, credit
+config      declared datasets, settings               datasets     rows, versions, checks
+evaluation  systems compared on held-out questions    improvement  rounds of growing, training, evaluating
 """
 
 from importlib import import_module
@@ -45,7 +45,7 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: `malt --help` needs none of them."""
+    """Import a public name on first use, so that `malt --help` stays fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'malt' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -27,7 +27,7 @@ def file_sha256(path: Path) -> str:
 
 
 def cached_sha256(path: Path) -> str:
-    """Return what `file_sha256` does; the bytes are read again only when the file has changed."""
+    """Return the `file_sha256` of a file, read again only when its size, mtime or inode has changed."""
     stat = path.stat()
     return _sha256_of(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

@@ -1,4 +1,4 @@
-"""Wait for awaitables together or in turn, without cancelling what is paid for; a fair lock; work in a thread."""
+"""Waiting for awaitables without cancelling paid requests, work in a thread, a fair lock, a background event loop."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Wait(Protocol):
-    """A way to wait for several awaitables; results come in order."""
+    """Function that waits for several awaitables; results keep their order."""
 
     async def __call__(self, work: Iterable[Awaitable[T]]) -> list[T]:
         """Return all results, or raise the first error."""
@@ -20,7 +20,7 @@ class Wait(Protocol):
 
 
 async def gather_all(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for all, then return their results or raise the first error; no error cancels the others."""
+    """Wait for all awaitables, then return their results or raise the first error, which cancels none of the others."""
     results = await asyncio.gather(*work, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -29,7 +29,7 @@ async def gather_all(work: Iterable[Awaitable[T]]) -> list[T]:
 
 
 async def gather_in_turn(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for one after another: cheaper than tasks where nothing takes time, as with stored answers."""
+    """Await one after another: cheaper than tasks where results are there at once, as with stored answers."""
     return [await each for each in work]
 
 
@@ -46,9 +46,9 @@ async def run_to_end(work: Callable[[], T], stop: Callable[[], None], within_s: 
 
 
 async def within(limit_s: float, work: Awaitable[T]) -> T:
-    """Wait for work; raise `TimeoutError` once the process has run for so long meanwhile.
+    """Await work; raise `TimeoutError` after `limit_s` seconds of this process's running time.
 
-    A process that was stopped (SIGSTOP, a laptop that slept) first gets to read what has arrived.
+    Suspended time (SIGSTOP, a sleeping laptop) does not count, so that a response that has arrived can still be read.
     """
     task, left, step = asyncio.ensure_future(work), limit_s, limit_s / 10
     clock = asyncio.get_running_loop().time
@@ -67,9 +67,9 @@ async def within(limit_s: float, work: Awaitable[T]) -> T:
 
 
 class FairLock:
-    """A lock that goes to the question that came here first, and for one question in the order of arrival.
+    """Lock that goes to the waiting question that first asked for it, and within a question in order of arrival.
 
-    All methods belong to one event loop.
+    Not thread-safe: all methods run on one event loop.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class FairLock:
 
     @asynccontextmanager
     async def turn(self, question: str) -> AsyncIterator[None]:
-        """Wait for a turn, which lasts as long as the context."""
+        """Wait for the lock, and hold it during the context."""
         arrival = next(self._arrivals)
         place = self._first_arrival.setdefault(question, arrival)
         if self.is_taken:
@@ -92,29 +92,29 @@ class FairLock:
             self._pass_on()
 
     async def _wait(self, place: int, arrival: int) -> None:
-        called = asyncio.get_running_loop().create_future()
-        heappush(self._waiting, (place, arrival, called))
+        granted = asyncio.get_running_loop().create_future()
+        heappush(self._waiting, (place, arrival, granted))
         try:
-            await called
+            await granted
         except asyncio.CancelledError:
-            if not called.cancelled():  # it was called just before
+            if not granted.cancelled():  # granted just before the cancellation
                 self._pass_on()
             raise
 
     def _pass_on(self) -> None:
-        """Call the next one; the lock stays taken meanwhile, so that nobody slips in between."""
+        """Wake the next waiter; the lock stays taken, so that no newcomer gets it before that waiter runs."""
         while self._waiting:
-            *_, called = heappop(self._waiting)
-            if not called.done():
-                called.set_result(None)
+            *_, granted = heappop(self._waiting)
+            if not granted.done():
+                granted.set_result(None)
                 return
         self.is_taken = False
 
 
 class BackgroundLoop:
-    """One event loop in a thread of its own, which starts with its first user and ends with its last.
+    """Event loop in its own thread, started for its first user and closed after its last.
 
-    HTTP clients belong to the loop that first used them, so all who ask in a process share one.
+    HTTP clients belong to the loop that first used them, so all sessions of a process share one loop.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class BackgroundLoop:
         self._thread: threading.Thread | None = None
 
     def enter(self) -> asyncio.AbstractEventLoop:
-        """Return the loop, running; every `enter` takes a `leave`."""
+        """Return the running loop; each `enter` needs one `leave`."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -134,7 +134,7 @@ class BackgroundLoop:
             return self._loop
 
     def leave(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Stop using the loop; the last one runs `farewell` on it and ends it, with whatever is left there."""
+        """Stop using the loop; the last user runs `farewell` on it, cancels its remaining tasks and closes it."""
         with self._lock:
             self._users -= 1
             if self._users or self._loop is None or self._thread is None:

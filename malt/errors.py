@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault it is. The class decides how a command exits; the message is the whole story.
+"""MALT's exceptions, grouped by whose fault they are. The class sets the exit code of a command.
 
 MaltError
 ├── InputError           the user's input is wrong: fix it and run again (exit 2)
@@ -7,34 +7,34 @@ MaltError
 │   ├── PromptError      a prompt set
 │   └── GradingError     a reference answer or a grader that cannot be used
 ├── StoreError           the completion store cannot be read or written (exit 2)
-│   └── StoreLost        it could be when the run began, and then not for longer than a run waits (exit 3)
-├── VersionError         a dataset version that is missing or does not hold (exit 2)
-├── PushError            a version cannot be put where it was to go (exit 2)
-│   └── PushDamaged      it arrived there as another than was sent (exit 1)
+│   └── StoreLost        it worked when the run began, then failed for longer than a run waits (exit 3)
+├── VersionError         a dataset version is missing or does not match its manifest (exit 2)
+├── PushError            a version cannot be uploaded to its destination (exit 2)
+│   └── PushDamaged      an uploaded file differs from the one that was sent (exit 1)
 ├── NothingToPublish     no tree is complete, so there is no version to make (exit 1)
-├── NothingToExport      a version has no row of what a format takes (exit 1)
+├── NothingToExport      a version has no row that the format can hold (exit 1)
 ├── NothingToTrain       a version has no row for any stage of any role (exit 1)
 ├── TrainingFailed       a training process ended before it was done; its checkpoints are kept (exit 3)
-├── EvaluationUnknown    the judge's reply cannot be read, asked twice; in a tree a grade instead (exit 1)
-├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1);
-│                        in llm/request.py, beside the completions it keeps
-└── RunStopped           the whole run must stop; what it has is saved (exit 3)
+├── EvaluationUnknown    the judge's reply is unreadable after two tries; in a tree a grade instead (exit 1)
+├── RequestFailed        a request failed after its retries: one branch is lost, the run goes on (exit 1);
+│                        defined in llm/request.py, beside the completions it keeps
+└── RunStopped           the whole run must stop; its answers are saved (exit 3)
     ├── BudgetSpent      the cap set in `[limits]` is reached
-    ├── PrefectLost      the Prefect server went away, and did not come back
+    ├── PrefectLost      the Prefect server stopped answering
     ├── WorkerDied       a process that grew trees for the run was killed
     ├── EndpointDown     an endpoint stays unavailable
-    └── AccountEmpty     a provider wants money before it goes on
+    └── AccountEmpty     a provider refuses requests until it is paid
 """
 
 
 class MaltError(Exception):
-    """The root. Its message says what happened, the value, where, and what to do."""
+    """Root of the hierarchy. A message says what happened, the value, where, and what to do."""
 
     exit_code = 2
 
 
 class InputError(MaltError):
-    """What the user gave cannot be used."""
+    """The user's input cannot be used."""
 
 
 class ConfigError(InputError):
@@ -58,7 +58,7 @@ class StoreError(MaltError):
 
 
 class StoreLost(StoreError):  # noqa: N818
-    """The store could be used when the run began, and then not for longer than a run waits for it."""
+    """The store worked when the run began, then failed for longer than a run waits for it."""
 
     exit_code = 3
 
@@ -68,11 +68,11 @@ class VersionError(MaltError):
 
 
 class PushError(MaltError):
-    """A version cannot be put where it was to go: no access, out of reach, or another one is there."""
+    """A version cannot be uploaded: no access, destination unreachable, or another version is there."""
 
 
 class PushDamaged(PushError):  # noqa: N818
-    """A file arrived as another than was sent."""
+    """An uploaded file differs from the one that was sent."""
 
     exit_code = 1
 
@@ -84,13 +84,13 @@ class NothingToPublish(MaltError):  # noqa: N818
 
 
 class NothingToExport(MaltError):  # noqa: N818
-    """A version has no row of what was asked for, so an export would be empty."""
+    """A version has no row that the format can hold, so an export would be empty."""
 
     exit_code = 1
 
 
 class NothingToTrain(MaltError):  # noqa: N818
-    """A version has no row for any stage that was declared."""
+    """A version has no row for any of the declared stages."""
 
     exit_code = 1
 
@@ -102,7 +102,7 @@ class TrainingFailed(MaltError):  # noqa: N818 - named for what happened, as Req
 
 
 class EvaluationUnknown(MaltError):  # noqa: N818
-    """The judge's reply cannot be read, asked twice. `reply` is the last one, whole."""
+    """The judge's reply is unreadable after two tries. `reply` is the second reply, whole."""
 
     exit_code = 1
 
@@ -122,7 +122,7 @@ class BudgetSpent(RunStopped):
 
 
 class PrefectLost(RunStopped):
-    """The Prefect server answered when the run began, and does not any more."""
+    """The Prefect server answered when the run began, and no longer does."""
 
 
 class WorkerDied(RunStopped):
@@ -130,8 +130,8 @@ class WorkerDied(RunStopped):
 
 
 class EndpointDown(RunStopped):
-    """An endpoint failed so long that asking on makes no sense."""
+    """An endpoint has failed for so long that further requests make no sense."""
 
 
 class AccountEmpty(RunStopped):
-    """A provider refuses to go on before it is paid: out of credit, or past a quota."""
+    """A provider refuses requests until it is paid: out of credit, or past a quota."""

@@ -1,4 +1,4 @@
-"""Files closed to other users, reading and replacing what others may have put there, and locked files."""
+"""Private files and folders, safe reads and atomic replacement of files that others may have made, file locks."""
 
 import errno
 import fcntl
@@ -14,14 +14,14 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing; what is there already keeps its mode."""
+    """Create a folder and its missing parents for this user alone; existing folders keep their mode."""
     missing = [each for each in path.parents if not each.exists()]
     for folder in [*reversed(missing), path]:
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
 
 
 def make_private(path: Path) -> None:
-    """Close a file or folder of ours to others; a link stays as it is."""
+    """Remove other users' access to a file or folder of ours; a link stays as it is."""
     if not path.is_symlink():
         path.chmod(PRIVATE_FOLDER if path.is_dir() else PRIVATE_FILE)
 
@@ -30,10 +30,10 @@ MIB = 2**20
 
 
 def read_regular_file(path: Path, most_bytes: int) -> bytes:
-    """Read a whole file. Raises `OSError` for a link, a device, a pipe, and for one that is too large."""
+    """Read a whole file. Raises `OSError` for a link, a device, a pipe, and a file larger than `most_bytes`."""
     _refuse_links(path)
-    follow = os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not make us wait
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | follow)) as file:
+    flags_added = os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would block otherwise
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | flags_added)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
@@ -44,23 +44,23 @@ def read_regular_file(path: Path, most_bytes: int) -> bytes:
 
 
 def _refuse_links(path: Path) -> None:
-    """Refuse a link; of a relative path no folder on the way may be one either."""
+    """Raise `OSError` for a link, and for a relative path through one."""
     for part in (path,) if path.is_absolute() else (path, *path.parents):
         if part.is_symlink():
             raise OSError(errno.ELOOP, f"{part} is a link; name the file that it leads to")
 
 
 class FileLock:
-    """A locked file, which says who has it; the operating system lets go of it with the process."""
+    """Lock file that names its owner; the operating system releases it when the process ends."""
 
     def __init__(self, path: Path, who: str) -> None:
-        """Open the file, or make it. Raises `OSError`."""
+        """Open or create the file; `who` names this owner. Raises `OSError`."""
         make_private_folder(path.parent)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
         self._who, self._is_held = who, False
 
     def take(self) -> str | None:
-        """Take it, and return None; or return who has it, empty where that is not written yet."""
+        """Take the lock and return None, or return its owner's name, empty if that is not written yet."""
         if self._is_held:
             return None
         try:
@@ -73,16 +73,16 @@ class FileLock:
         return None
 
     def release(self) -> None:
-        """Close the file, which stays, without a name: removed, two could lock two files of its name."""
+        """Release the lock; the emptied file stays: were it removed, two processes could lock two files of one name."""
         if self._is_held:
-            with suppress(OSError):  # whoever waits next may read who had it
+            with suppress(OSError):  # then a waiter may read this owner's name a little longer
                 os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
 
 @contextmanager
 def hold_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Wait for a file's lock, and hold it, among others or alone; a process that is killed lets go of it."""
+    """Wait for a file's lock, shared or exclusive, and hold it; a killed process releases it."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
@@ -90,9 +90,9 @@ def hold_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file; an earlier one, or a link, gives way once it is whole. Raises `OSError` where another thing is."""
+    """Write a new file, then rename it over the old one, or over a link. Raises `OSError` for a folder or a device."""
     if (path.exists() and not path.is_file()) or path.absolute().is_relative_to("/dev"):
-        raise OSError(errno.EINVAL, f"{path} is there, and no file")
+        raise OSError(errno.EINVAL, f"{path} is not a regular file")
     mode = path.stat().st_mode if path.is_file() else None
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -106,6 +106,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text as `replacing` does."""
+    """Replace a file's content with a text, atomically."""
     with replacing(path) as file:
         file.write(text.encode())

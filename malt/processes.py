@@ -1,4 +1,4 @@
-"""Processes: whether another one lives, ends or is to be started again, and imports without garbage collection."""
+"""Process liveness, niceness and restarts, the machine's id, and imports without garbage collection."""
 
 import gc
 import os
@@ -30,7 +30,7 @@ def paused_gc() -> Iterator[None]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine is alive, whoever's it is."""
+    """Whether a process of this machine is alive, whichever user owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -41,16 +41,16 @@ def is_running(pid: int) -> bool:
 
 
 def weigh_session(pid: int) -> None:
-    """Give the session that a process leads the process's niceness: Linux weighs sessions first, and new ones alike."""
+    """Give a session leader's niceness to its session: Linux weighs sessions first, and new ones all alike."""
     niceness = os.getpriority(os.PRIO_PROCESS, pid)
     if not niceness or os.getsid(pid) != pid:
         return
     for _ in range(_TRIES):
         try:
             Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
-        except BlockingIOError:  # Linux takes ten a second from users
+        except BlockingIOError:  # Linux accepts ten writes a second from a user
             time.sleep(0.1)
-        except OSError:  # other systems weigh processes alone
+        except OSError:  # no sessions to weigh on this system, only processes
             return
         else:
             return
@@ -58,27 +58,27 @@ def weigh_session(pid: int) -> None:
 
 @cache
 def machine_id() -> str:
-    """Name the machine or container whose processes `is_running` can see; equal host names do not make two one."""
+    """Return an id of the machine or container whose processes `is_running` sees; the host name alone is not unique."""
     parts = [socket.gethostname()]
-    with suppress(OSError):  # only Linux tells
+    with suppress(OSError):  # only Linux has these files
         parts += [_BOOT_ID.read_text().strip(), _PID_NAMESPACE.readlink().name]
     return "/".join(parts)
 
 
 def wait_for_parent() -> None:
-    """Wait until standard input ends: who started this process holds the other end, and loses it however that ends."""
+    """Block until the parent process ends: it holds the write end of our standard input, so its death closes it."""
     while os.read(0, 1024):
         pass
 
 
 class Restarts:
-    """Grants five restarts a minute: what lasts is started again whenever it is killed, what does not is given up."""
+    """Limit of five restarts a minute, so that a process that keeps dying at once is given up."""
 
     def __init__(self) -> None:
         self._granted: deque[float] = deque(maxlen=_RESTARTS)
 
     def grant(self, now: float) -> bool:
-        """Say whether it may be started again; `now` is in seconds of one clock."""
+        """Grant a restart, or return False if too many were granted; `now` is in seconds of any one clock."""
         if len(self._granted) == _RESTARTS and now - self._granted[0] < _WITHIN_S:
             return False
         self._granted.append(now)

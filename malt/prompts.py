@@ -1,7 +1,7 @@
-"""Prompt sets: text files under `prompts/<set>/<role>/`. Every slot must be filled; manifests have their digests.
+"""Prompt sets: text files under `prompts/<set>/<role>/`. Every slot must be filled; manifests record their digests.
 
 A role has `system.md` and `user.md` (Jinja2, sandboxed) and may have `examples.jsonl`: short exchanges shown as earlier
-turns. What siblings share comes first, so that providers' prefix caches serve them.
+turns. Text that siblings share comes first, so that providers' prefix caches serve them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from malt.files import MIB, read_regular_file
 from malt.llm.request import Message
 
 SLOTS: Mapping[Role, frozenset[str]] = {role: frozenset(slots_of(role)) for role in Role}
-"""What each role's templates may name."""
+"""Slots that each role's templates may use."""
 
 _PACKAGED_SETS = Path(__file__).parent / "_prompts"
 PROJECT_SETS = Path(__file__).parent.parent / "prompts"
@@ -32,7 +32,7 @@ _STATEMENTS = (
     *(nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Tuple, nodes.Test, nodes.Slice, nodes.Keyword),
 )
 _FILTERS = ("capitalize", "default", "first", "last", "length", "lower", "title", "trim", "upper", "wordcount")
-"""What a template may do: nothing that loops, grows, or reaches further than its slots."""
+"""Filters and, above, syntax that a template may use: no loops, no growth, no access beyond its slots."""
 
 
 class _Example(BaseModel):
@@ -46,7 +46,7 @@ class _Example(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _RolePrompt:
-    """One role's templates, and its example turns as they are sent."""
+    """One role's templates, and its example turns as sent."""
 
     system: str
     user: str
@@ -55,7 +55,7 @@ class _RolePrompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of all four roles: plain text, so it can be sent to another process."""
+    """Prompts of all four roles, as plain text that can be sent to another process."""
 
     name: str
     folder: Path
@@ -64,7 +64,7 @@ class PromptSet:
     roles: Mapping[Role, _RolePrompt]
 
     def messages(self, role: Role, **slots: str) -> tuple[Message, ...]:
-        """Return what a role sees: system text, example turns, and the user text with `slots` filled in.
+        """Return a role's messages: system text, example turns, and the user text with `slots` filled in.
 
         An empty `system.md` sends no system message. Raises `PromptError` unless `slots` are exactly the role's.
         """
@@ -77,9 +77,9 @@ class PromptSet:
 
 
 def load_prompts(name_or_folder: str) -> PromptSet:
-    """Read a prompt set: a folder of one's own, or the name of a set that comes with this package.
+    """Read a prompt set from a folder of the user's own, or by the name of a set in this package.
 
-    Raises `PromptError` with the set, the file and what is wrong, before any model is asked.
+    Raises `PromptError` that names the set, the file and the problem.
     """
     folder = find_set(name_or_folder)
     files: dict[Path, str] = {}
@@ -91,7 +91,7 @@ def load_prompts(name_or_folder: str) -> PromptSet:
 def find_set(name_or_folder: str) -> Path:
     """Return the folder of a set: an existing folder, then a packaged set, then one of the project's.
 
-    A bare name is a folder only where a role's prompts are in it: a folder that happens to be called `math` is none.
+    A bare name means a folder only if that holds a role's prompts: an unrelated folder `math` hides no packaged set.
     """
     own = _expand_home(name_or_folder)
     if own.is_dir() and (len(own.parts) > 1 or any((own / role).is_dir() for role in Role)):
@@ -111,13 +111,13 @@ def _expand_home(folder: str) -> Path:
 
 
 def known_sets() -> list[str]:
-    """Return the names of the sets that come with this package."""
+    """Return the names of the sets in this package and this project."""
     folders = [path for sets in (_PACKAGED_SETS, PROJECT_SETS) if sets.is_dir() for path in sets.iterdir()]
     return sorted({path.name for path in folders if path.is_dir()})
 
 
 def _load_role(folder: Path, role: Role, files: dict[Path, str]) -> _RolePrompt:
-    """Read and check one role's files; what was read is added to `files`."""
+    """Read and check one role's files, and add their texts to `files`."""
     system, user, examples = (folder / role.value / name for name in ("system.md", "user.md", "examples.jsonl"))
     for path in (system, user):
         files[path] = _read_template(path, role, folder)
@@ -157,23 +157,23 @@ def _parse(text: str, path: Path) -> nodes.Template:
 
 
 def _names_in(tree: nodes.Template) -> set[str]:
-    """Return all names in a template; Jinja2's own way would reckon out what is constant, however large."""
+    """Return all names in a template; Jinja2's own function would evaluate constant expressions, however large."""
     return {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
 
 
 def _refuse_statements(tree: nodes.Template, path: Path) -> None:
-    """Raise for what could take for ever, fill the memory, or reach other files and objects."""
+    """Raise `PromptError` for syntax that could run for ever, fill the memory, or reach other files and objects."""
     for node in tree.find_all(nodes.Node):
         if not _is_harmless(node):
             name = node.name if isinstance(node, nodes.Filter) else type(node).__name__.lower()
-            taken = f"slots, if, comparisons and the filters {', '.join(_FILTERS)}"
+            allowed = f"slots, if, comparisons and the filters {', '.join(_FILTERS)}"
             raise PromptError(
-                f"{path}: template cannot be filled: line {node.lineno} has {name!r}; it may have {taken}"
+                f"{path}: template cannot be filled: line {node.lineno} has {name!r}; it may have {allowed}"
             )
 
 
 def _is_harmless(node: nodes.Node) -> bool:
-    """Whether a part of a template fills in the same text each time; `slot['upper']` would be a place in memory."""
+    """Whether a template node renders the same text each time; `slot['upper']` would render a memory address."""
     if isinstance(node, nodes.Getitem):
         return isinstance(node.arg, nodes.Slice | nodes.Neg) or isinstance(getattr(node.arg, "value", None), int)
     return isinstance(node, _STATEMENTS) or (isinstance(node, nodes.Filter) and node.name in _FILTERS)
@@ -235,7 +235,7 @@ def _jinja() -> SandboxedEnvironment:
 
 
 def _read_text(path: Path) -> str:
-    """Read UTF-8 text; line ends and a byte order mark do not matter."""
+    """Read UTF-8 text, with Unix line ends and without a byte order mark."""
     is_ours = any(path.is_relative_to(sets) for sets in (_PACKAGED_SETS, PROJECT_SETS))
     try:
         data = path.read_bytes() if is_ours else read_regular_file(path, _MOST_BYTES)

@@ -1,7 +1,7 @@
-"""Text that others wrote, made inert for the place where it is shown: terminal, page, Markdown, JSON on a terminal.
+"""Escaping of untrusted text for the place where it is shown: terminal, page, Markdown, JSON on a terminal.
 
-Models, providers, question files and versions from elsewhere choose such text. Whatever steers a terminal, turns text
-around or hides it is written out as `\\x1b` or `\\u202e`.
+Models, providers, question files and foreign versions choose such text. Characters that control a terminal, reverse
+text or hide it are written out as `\\x1b` or `\\u202e`.
 """
 
 import json
@@ -12,19 +12,19 @@ from collections.abc import Iterable, Sequence
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Control and format characters, lone surrogates, and the separators that some terminals take for line ends."""
 _KEPT = frozenset("\n\t\u200c\u200d")
-"""The joiners are part of many scripts and emoji."""
+"""Line ends, tabs, and the joiners that are part of many scripts and emoji."""
 
 _MARKUP = re.compile(r"[\\`*\[\]<>~&$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
-"""What Markdown reads as markup, or as a link without brackets."""
+"""Characters that Markdown reads as markup, or as a bare link."""
 _BLOCK = re.compile(r"^(\d{1,9}(?=[.)])|)([.)#+=-])(?=[\s#=-]|$)")
-"""What it reads as a list or a heading at the start of a line."""
+"""Line starts that Markdown reads as a list or a heading."""
 
 
 _LONE_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
 
 
 def replace_lone_surrogates(text: str) -> str:
-    """Replace what JSON can hold as half a character, and no file or database can."""
+    """Replace lone surrogates, which JSON can hold and a UTF-8 file or database cannot."""
     return text.translate(_LONE_SURROGATES)
 
 
@@ -51,23 +51,23 @@ _WRITTEN_OUT, _JSON_ESCAPED = _WrittenOut(), _JsonEscaped()
 
 
 def escape_controls(text: str) -> str:
-    """Return a text that can be printed anywhere; line ends and tabs stay."""
+    """Write out control characters, so that the text is safe to print; line ends and tabs stay."""
     return text.translate(_WRITTEN_OUT)
 
 
 def dump_json(value: object, *, ascii_only: bool = False) -> str:
-    """Write JSON on one line that steers no terminal; whoever parses it gets the same value."""
+    """Encode JSON on one line without control characters; parsing it gives the same value."""
     return json.dumps(value, ensure_ascii=ascii_only).translate(_JSON_ESCAPED)
 
 
 class Markdown(str):
-    """Markdown of our own making: what is not of this type is escaped before it goes into a page."""
+    """Trusted Markdown; text of any other type is escaped before it goes into a page."""
 
     __slots__ = ()
 
 
 def escape_markdown(text: str) -> Markdown:
-    """Return one line that is plain text to Markdown: no markup, link, image, HTML, formula or table cell."""
+    """Escape a text into one line of Markdown without markup, link, image, HTML, formula or table cell."""
     if isinstance(text, Markdown):
         return text
     line = _MARKUP.sub(r"\\\g<0>", fold_lines(text)).replace("|", "&#124;")
@@ -75,18 +75,18 @@ def escape_markdown(text: str) -> Markdown:
 
 
 def fold_lines(text: str) -> str:
-    """Return a text that can be printed anywhere, on one line."""
+    """Put a text on one line that is safe to print."""
     return " ".join(escape_controls(text).split())
 
 
 def code_span(text: str) -> Markdown:
-    """Return a text as code; one that could end the code span is escaped as plain text."""
+    """Format a text as a code span, or escape it as plain text if it could end the span."""
     line = fold_lines(text)
     return Markdown(f"`{line}`") if line and not {"`", "|"} & set(line) else escape_markdown(line)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
-    """Lay out a table. Whole numbers get commas, a column of nothing but numbers stands to the right."""
+    """Lay out a table. Whole numbers get commas; a column of numbers alone is right-aligned."""
     cells = [tuple(row) for row in rows]
     rule = [Markdown("---:" if _is_numeric(cells, place) else "---") for place in range(len(head))]
     return Markdown("\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (head, rule, *cells)))

@@ -1,1 +1,1 @@
-"""Effects under Prefect: each task is one call into `malt`, plus a name, a state, a log line or an artifact."""
+"""Prefect tasks: each is one call into `malt`, plus a name, a state, a log line or an artifact."""

@@ -1,6 +1,6 @@
-"""What Prefect's server is told beside the states of runs: artifacts and tags that people look at, assets, events.
+"""Artifacts, tags, assets and events that a run sends to Prefect's server besides its states.
 
-No dataset depends on whether the server takes them. What models wrote is shown as it is.
+No dataset depends on whether the server accepts them. Texts of models are shown verbatim.
 """
 
 import asyncio
@@ -35,35 +35,35 @@ from malt.trees.tree import Node
 T = TypeVar("T")
 
 TIMEOUT_S = 15.0
-"""Seconds to wait for a server that does not answer; one that was killed is back in half of that."""
-_MOVE_EVERY_S = 5.0
-"""How often a progress artifact moves; each time is one request to the server."""
+"""Seconds to wait for a server that does not answer; a killed server is restarted in half of that."""
+_UPDATE_EVERY_S = 5.0
+"""Seconds between updates of a progress artifact; each update is one request to the server."""
 
 
 async def leave(request: Awaitable[T]) -> T | None:
-    """Make a request, as for an artifact, that a run goes on without; None where the server does not answer it."""
+    """Await an optional request, such as one for an artifact; on failure log a warning and return None."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
             return await request
     except (httpx.HTTPError, TimeoutError) as error:
-        said = str(error) or "no answer in time"
-        get_run_logger().warning("Prefect's server did not take what the run goes on without: %s", said)
+        reason = str(error) or "no answer in time"
+        get_run_logger().warning("an optional request to Prefect's server failed; the run goes on: %s", reason)
         return None
 
 
-async def leave_markdown(text: str, key: str, told: str) -> None:
-    """Leave an artifact of text, which the UI lists with what is `told` of it."""
-    await leave(acreate_markdown_artifact(text, key=key, description=told))
+async def leave_markdown(text: str, key: str, description: str) -> None:
+    """Create a Markdown artifact, which the UI lists with its description."""
+    await leave(acreate_markdown_artifact(text, key=key, description=description))
 
 
 async def tag_by_spec(spec: RunSpec, models: Iterable[ModelSpec] | None = None) -> None:
-    """Tag the flow run with its dataset, models (those of its roles, unless others are given) and graders."""
+    """Tag the flow run with its dataset, graders and models, by default those of its roles."""
     named = (f"model:{each.model}" for each in models or list_models(spec))
     await tag_run(f"dataset:{spec.name}", *named, *(f"grader:{kind}" for kind in spec.evaluator.kind))
 
 
 async def tag_run(*tags: str) -> None:
-    """Add tags to the flow run, which the UI filters by."""
+    """Add tags to the flow run; the UI can filter runs by them."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return
@@ -72,57 +72,57 @@ async def tag_run(*tags: str) -> None:
 
 
 async def link_report(version: Path, command: str) -> Markdown:
-    """Return a link to a version's report where the server shows it, as that of `malt up` does; else where it lies."""
+    """Return a link to a version's report if the server serves it, as `malt up` does; else the report's path."""
     url = report_url(PREFECT_API_URL.value() or "", os.environ.get(AUTH_STRING, ""), version)
     with suppress(httpx.HTTPError, httpx.InvalidURL):
         async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
             shown = await client.get(url)
-            if shown.headers.get("content-security-policy", "").startswith(SANDBOX):  # not the UI's own page
+            if shown.headers.get("content-security-policy", "").startswith(SANDBOX):  # else it is a page of the UI
                 return Markdown(f"[report, with the trees]({url})")
     return Markdown(f"report, with the trees: {code_span(str(version / 'report.html'))} ({code_span(command)})")
 
 
 @asynccontextmanager
 async def show_progress(job: Job, run: Run) -> AsyncIterator[None]:
-    """Show how many of the expected completions there are, new and stored, for as long as the block lasts."""
+    """Show the number of completions, new and stored, of those expected, while the block runs."""
     expected = len(job.questions) * sum(nodes_per_question(job.spec).values())
 
     def count() -> dict[str, Any]:
         answers = run.tally.answers
-        told = f"{answers:,} of {expected:,} completions"
-        return {"progress": min(100.0, 100.0 * answers / expected), "description": told}
+        description = f"{answers:,} of {expected:,} completions"
+        return {"progress": min(100.0, 100.0 * answers / expected), "description": description}
 
-    async def move() -> None:
+    async def update() -> None:
         if artifact is not None:
             await leave(aupdate_progress_artifact(artifact, **count()))
 
-    async def keep_moving() -> None:
+    async def keep_updating() -> None:
         while True:
-            await asyncio.sleep(_MOVE_EVERY_S)
-            await move()
+            await asyncio.sleep(_UPDATE_EVERY_S)
+            await update()
 
     artifact = await leave(acreate_progress_artifact(key=f"{job.spec.name}-progress", **count()))
-    moving = asyncio.create_task(keep_moving())
+    updating = asyncio.create_task(keep_updating())
     try:
         yield
     finally:
-        moving.cancel()
+        updating.cancel()
         with suppress(asyncio.CancelledError):
-            await moving
-        await move()
+            await updating
+        await update()
 
 
 PUBLISHED = "malt.version.published"
-"""Event of a new version; equal content makes none."""
+"""Name of the event for a new version; publishing equal content emits none."""
 
 
 def asset_key(kind: Shelf, name: str) -> str:
-    """Return what Prefect knows the versions of a name by."""
+    """Return the key of Prefect's asset for all versions of a name."""
     return f"malt://{kind}/{name}"
 
 
 def tell_published(version: Published[Any]) -> None:
-    """Tell of a new version, so that automations can go on with it."""
+    """Emit the event of a new version, which can trigger automations."""
     if not version.created:
         return
     kind, name = version.manifest.kind, version.name
@@ -143,7 +143,7 @@ def tell_published(version: Published[Any]) -> None:
 
 
 MOST_TREES = 200
-"""Runs of more questions leave none: the report has their trees."""
+"""Most questions of a run that makes an artifact per tree; the report has the trees of larger runs."""
 _LONGEST_TEXT = 8_000
 
 
@@ -155,9 +155,9 @@ def tree_key(dataset: str, question_id: str) -> str:
 
 def leave_tree(dataset: str, valued: ValuedTree) -> None:
     question = valued.tree.question
-    key, told = tree_key(dataset, question.question_id), escape_markdown(question.question)
+    key, description = tree_key(dataset, question.question_id), escape_markdown(question.question)
     text = "".join(_tree_markdown(valued))
-    asyncio.run(leave_markdown(text, key, told))
+    asyncio.run(leave_markdown(text, key, description))
 
 
 def _tree_markdown(valued: ValuedTree) -> Iterator[str]:
@@ -167,18 +167,18 @@ def _tree_markdown(valued: ValuedTree) -> Iterator[str]:
         yield f"\n## {node.address} {node.role}: {_describe(valued, node)}\n\n{_verbatim(node.text)}\n"
         if node.role not in seen:
             prompt = "\n\n".join(f"[{message.role}]\n{message.content}" for message in node.prompt)
-            yield f"\nwhat this {node.role} was asked:\n\n{_verbatim(prompt)}\n"
+            yield f"\nprompt of this {node.role}:\n\n{_verbatim(prompt)}\n"
         seen.add(node.role)
 
 
 def _describe(valued: ValuedTree, node: Node) -> str:
     value, grade = valued.values.get(node.address), valued.grades.get(node.address)
-    told = [str(node.status), f"value {value.mean:.2f}" if value else "", str(grade.outcome) if grade else ""]
-    return ", ".join(filter(None, told))
+    parts = [str(node.status), f"value {value.mean:.2f}" if value else "", str(grade.outcome) if grade else ""]
+    return ", ".join(filter(None, parts))
 
 
 def _verbatim(text: str) -> str:
-    """Return a text as a code block that it cannot end."""
+    """Return a text as a code block, with a fence too long for the text to close it."""
     shown = escape_controls(text[:_LONGEST_TEXT]) + ("\n…" if len(text) > _LONGEST_TEXT else "")
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"

@@ -1,4 +1,4 @@
-"""Evaluating under Prefect: a task run asks, another publishes, and artifacts tell what came of it."""
+"""Evaluating under Prefect: one task run asks, another publishes, and artifacts show the result."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ from tasks.publishing import leave_failures
 
 @task(name="answer questions", task_run_name="answer {name}", cache_policy=NO_CACHE, persist_result=False)
 async def answer_questions(name: str, job: EvaluationJob, settings: Settings, run: str) -> EvaluationFill:  # noqa: ARG001 - names the task run
-    """Ask for what the store lacks of every system's answers."""
+    """Ask for every system's answers that the store lacks."""
     return await fill(job, settings, run)
 
 
@@ -32,7 +32,7 @@ async def answer_questions(name: str, job: EvaluationJob, settings: Settings, ru
     persist_result=False,
 )
 async def publish_evaluation(name: str, job: EvaluationJob, settings: Settings) -> EvaluationBuilt:  # noqa: ARG001 - names the task run
-    """Make a version of what the store holds, beside the flow's loop: it runs a loop of its own."""
+    """Build a version from the store, in a thread: `build` runs an event loop of its own."""
     built = await asyncio.to_thread(build, job, settings)
     if built.version is not None:
         tell_published(built.version)
@@ -40,7 +40,7 @@ async def publish_evaluation(name: str, job: EvaluationJob, settings: Settings) 
 
 
 async def end(filled: EvaluationFill, built: EvaluationBuilt | None) -> State:
-    """Return the flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
+    """Return the flow's final state: `Failed` if something is missing, so that the UI offers *Retry*."""
     done = conclude(filled, built)
     if done.version is not None:
         await show_figures(done.version)
@@ -50,6 +50,6 @@ async def end(filled: EvaluationFill, built: EvaluationBuilt | None) -> State:
 
 
 async def show_figures(version: EvaluationVersion) -> None:
-    """Put the figures where Prefect shows them, and say where the report is."""
+    """Create an artifact of the figures and the report's path."""
     text = render_artifact(version.manifest, version.summary, version.path)
     await leave_markdown(text, f"{version.name}-evaluation", f"the figures of {version.reference}")

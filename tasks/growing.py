@@ -36,15 +36,15 @@ Future = PrefectFuture[Any]
 
 ROOT = Address()
 NOT_READY = "NotReady"
-"""State of a branch below one that failed. It is an end: a run's graph goes on for as long as a task run has none."""
+"""Final state of a branch below a failed one. Without a final state, the UI's graph of the run would never end."""
 POLL_S = 0.5
-"""How often a flow that waits for its task runs looks whether the run was stopped."""
+"""Seconds between checks, by a flow that waits for its task runs, of whether the run was stopped."""
 _FAILURES_LOGGED = 20
-"""Of one batch; the artifact of failed branches has more."""
+"""Maximum number of a batch's failures in the log; the artifact of failed branches has more."""
 
 
 class Branch:
-    """A node of a question's tree whose children are asked for; the root to begin with."""
+    """A node of a question's tree whose children are to be grown; by default the root."""
 
     def __init__(self, question: Question, node: Address = ROOT) -> None:
         self.question = question
@@ -59,37 +59,37 @@ class Branch:
 
 
 class Answers:
-    """What one request came to, and the texts above that it went by.
+    """Completions of one request, and the texts on the path above it.
 
-    This class and `Graded` are none that Prefect looks into. It joins whatever equals a part of a result by identity to
-    the task that gave it, and all empty tuples are one.
+    This class and `Graded` are opaque to Prefect on purpose: it links each part of a result, by identity, to the task
+    that returned it. It would link all tasks whose result has an empty tuple, as Python has only one.
     """
 
     def __init__(
         self, texts: tuple[str, ...], completions: Mapping[int, Completion], failure: RequestFailed | None = None
     ) -> None:
-        """`completions` are those that came, by sample number; `failure` says why others did not."""
+        """`completions` are keyed by sample number; `failure` is the reason why others are missing."""
         self.texts = texts
         self.completions = completions
         self.failure = failure
 
 
 class Graded:
-    """What grading a tree came to; None where it is not whole."""
+    """Result of grading a tree; None for an incomplete tree."""
 
     def __init__(self, assessed: Assessed | None) -> None:
         self.assessed = assessed
 
 
 class Grower:
-    """What the task runs of a flow run grow trees with; they share it, as they share a process."""
+    """Job and completer that all task runs of a flow run share; they run in one process."""
 
     def __init__(self, job: Job, run: Run) -> None:
         self.job = job
         self.ask = asker_for(job, run)
 
     def build_request(self, branch: Branch, parent: object) -> CompletionRequest | None:
-        """Return the request for a node's children, None where the node itself is missing from its parent's answers."""
+        """Return the request for a node's children; None if the node itself is missing from its parent's answers."""
         texts = find_texts(branch, parent)
         if texts is None:
             return None
@@ -99,7 +99,7 @@ class Grower:
         return not self.ask.missing(request)
 
     def expand(self, branch: Branch, parent: object, request: CompletionRequest) -> Answers:
-        """Ask for a node's children; what could not be had is the answers' failure."""
+        """Ask for a node's children; `failure` of the result is set if some are missing."""
         texts = find_texts(branch, parent) or ()
         try:
             return Answers(texts, dict(enumerate(self.ask.session.run(self.ask(request)))))
@@ -109,17 +109,17 @@ class Grower:
             return Answers(texts, failure.completed, reason)
 
     def cancelled_if_stopped(self, state: State[Any]) -> State[Any]:
-        """Return the state of a task run that lacks texts; in a run that was stopped it is cancelled, no failure."""
+        """Return `state`, but `Cancelled` if the run was stopped: missing texts are then no failure."""
         stopped = self.ask.session.stopped
         return Cancelled(message=str(stopped)) if isinstance(stopped, RunStopped) else state
 
     def assess(self, question: Question) -> Assessed:
-        """Grade and value a question's tree, whose texts the store has; the judge is asked."""
+        """Grade and value a question's tree from the store's texts; asks the judge."""
         return self.ask.session.run(assess_noting_judge(question, self.job.source, self.ask))
 
 
 def find_texts(branch: Branch, parent: object) -> tuple[str, ...] | None:
-    """Return the texts from the root to a branch's node, which is among its parent's answers; None where it is not."""
+    """Return the texts from the root to a branch's node; None if the parent's answers lack the node."""
     if not branch.node:
         return ()
     if not isinstance(parent, Answers) or branch.node[-1] not in parent.completions:
@@ -128,7 +128,7 @@ def find_texts(branch: Branch, parent: object) -> tuple[str, ...] | None:
 
 
 def may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 - as Prefect calls it
-    """Whether a failed branch is worth another try: not where its prompt is refused, or the run must stop."""
+    """Whether a retry of a failed branch may succeed: not if its prompt was refused or the run must stop."""
     return isinstance(state.data, Answers) and not isinstance(state.data.failure, Rejected)
 
 
@@ -144,9 +144,7 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
     """Ask one role for all children of one node, in one request."""
     request = grower.build_request(branch, parent)
     if request is None:
-        return grower.cancelled_if_stopped(
-            Failed(name=NOT_READY, message="the text that it is asked about could not be had")
-        )
+        return grower.cancelled_if_stopped(Failed(name=NOT_READY, message="the text above this branch is missing"))
     try:
         answers = grower.expand(branch, parent, request)
     except RunStopped as stop:
@@ -155,18 +153,18 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
         return Failed(message=str(error), data=error)
     if answers.failure is not None:
         return Failed(message=str(answers.failure), data=answers)
-    is_cut = any(one.finish_reason == FinishReason.LENGTH for one in answers.completions.values())
+    is_truncated = any(each.finish_reason == FinishReason.LENGTH for each in answers.completions.values())
     key = tree_key(grower.job.spec.name, branch.question.question_id)
-    return Completed(name="Truncated" if is_cut else None, message=f"texts: artifact {key}", data=answers)
+    return Completed(name="Truncated" if is_truncated else None, message=f"texts: artifact {key}", data=answers)
 
 
 @task(task_run_name="grade {question.question_id}", persist_result=False)
 def grade(question: Question, answers: Sequence[object], grower: Grower) -> State[Any]:
     """Grade one tree's leaves; the state says how many are right."""
-    wanted = len(answers) * grower.job.spec.roles[PLAYERS[-1]].samples
-    if missing := wanted - sum(len(each.completions) for each in answers if isinstance(each, Answers)):
-        told = f"not graded: {missing} of its {wanted} refinements are missing"
-        return grower.cancelled_if_stopped(Failed(message=told, data=Graded(None)))
+    expected = len(answers) * grower.job.spec.roles[PLAYERS[-1]].samples
+    if missing := expected - sum(len(each.completions) for each in answers if isinstance(each, Answers)):
+        message = f"not graded: {missing} of its {expected} refinements are missing"
+        return grower.cancelled_if_stopped(Failed(message=message, data=Graded(None)))
     try:
         assessed = grower.assess(question)
     except RunStopped as stop:
@@ -181,7 +179,7 @@ def grade(question: Question, answers: Sequence[object], grower: Grower) -> Stat
 
 
 def count_right(valued: ValuedTree) -> str:
-    """Say in a few words how a tree came out."""
+    """Return how many of a tree's leaves are right, in words."""
     leaves = [grade for address, grade in valued.grades.items() if address.is_leaf]
     right = sum(grade.outcome is Outcome.RIGHT for grade in leaves)
     return f"{right} of {len(leaves)} leaves right"
@@ -190,7 +188,7 @@ def count_right(valued: ValuedTree) -> str:
 def children_of(
     branches: Sequence[Branch], answers: Sequence[Future], spec: RunSpec
 ) -> tuple[list[Branch], list[Future]]:
-    """Return the next level's branches, and the future that each one's text comes from."""
+    """Return the next level's branches, and for each the future of its parent's answers."""
     children = [
         (Branch(branch.question, branch.node.child(sample)), future)
         for branch, future in zip(branches, answers, strict=True)
@@ -200,20 +198,20 @@ def children_of(
 
 
 def by_question(answers: Sequence[Future], questions: int) -> list[Sequence[Future]]:
-    """Cut the last level's futures into those of each question."""
-    each = len(answers) // questions
-    return [answers[start : start + each] for start in range(0, len(answers), each)]
+    """Split the last level's futures by question."""
+    size = len(answers) // questions
+    return [answers[start : start + size] for start in range(0, len(answers), size)]
 
 
 class Grown(NamedTuple):
-    """What came of some questions, and the futures of their graded trees, where each is a task run."""
+    """Result of growing some questions, and the futures of their graded trees if each tree is a task run."""
 
     filled: Filled
     trees: Sequence[Future]
 
 
 async def collect(expanded: Sequence[tuple[Branch, Future]], trees: Sequence[Future], grower: Grower) -> Grown:
-    """Wait for all task runs, and return what failed. Raises what is nobody's answer: a wrong key, a broken store."""
+    """Wait for all task runs and return the failures. Raises errors of the whole run: a wrong key, a broken store."""
     session = grower.ask.session
     futures = cast("list[PrefectConcurrentFuture[Any]]", [*(future for _, future in expanded), *trees])
     await run_to_end(lambda: wait_for(futures, session), session.close, STOP_SECONDS)
@@ -221,13 +219,13 @@ async def collect(expanded: Sequence[tuple[Branch, Future]], trees: Sequence[Fut
         if not isinstance(session.stopped, RunStopped):
             raise session.stopped
         return Grown(Filled(Shortfall((), str(session.stopped)), grower.ask.tally), ())
-    failures = [failed for branch, future in expanded for failed in await find_failures(future, branch)]
-    failures += [failed for future in trees for failed in await find_failures(future)]
+    failures = [failure for branch, future in expanded for failure in await find_failures(future, branch)]
+    failures += [failure for future in trees for failure in await find_failures(future)]
     return Grown(Filled(Shortfall(tuple(failures), None), grower.ask.tally), trees)
 
 
 def wait_for(futures: Sequence[PrefectConcurrentFuture[Any]], session: Session) -> None:
-    """Wait for task runs; once the session has stopped, those that have not begun never do."""
+    """Wait for task runs; once the session has stopped, cancel those that have not begun."""
     for future in futures:
         while not future.wrapped_future.done():
             future.wait(POLL_S)
@@ -235,27 +233,27 @@ def wait_for(futures: Sequence[PrefectConcurrentFuture[Any]], session: Session) 
                 for pending in futures:
                     pending.wrapped_future.cancel()
         if not future.wrapped_future.cancelled():
-            future.wait()  # it keeps the state; else that is asked of the server, which has it without what it came to
+            future.wait()  # keeps the state with its result: the server's copy of the state has none
 
 
 async def find_failures(future: Future, branch: Branch | None = None) -> tuple[FailedBranch, ...]:
-    """Return what a task run could not get. Raises an error that is not about its answers."""
+    """Return the failed branches of a task run. Raises an error that is not about a branch."""
     if future.state.name == NOT_READY or not (future.state.is_failed() or future.state.is_crashed()):
         return ()
-    found = await future.state.aresult(raise_on_failure=False)
-    if isinstance(found, Graded):
-        return found.assessed.valued.tree.failures if found.assessed else ()
-    if branch is None or not isinstance(found, Answers):
-        raise found
-    return (FailedBranch(branch.question.question_id, str(branch.node), branch.role, str(found.failure)),)
+    result = await future.state.aresult(raise_on_failure=False)
+    if isinstance(result, Graded):
+        return result.assessed.valued.tree.failures if result.assessed else ()
+    if branch is None or not isinstance(result, Answers):
+        raise result
+    return (FailedBranch(branch.question.question_id, str(branch.node), branch.role, str(result.failure)),)
 
 
 @task(task_run_name="{label}", persist_result=False)
 def grow_batch(job: Job, run: Run, label: str) -> State[Any]:  # noqa: ARG001 - names the task run
-    """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
+    """Ask for all missing answers of a batch of questions; they are in the store when this returns."""
     try:
         filled = fill_batch(replace(job, spec=asyncio.run(with_block_keys(job.spec))), run)
-    except KeyboardInterrupt:  # as Ray tells a task to stop
+    except KeyboardInterrupt:  # Ray's way to stop a task
         stop_sessions(run.name)
         raise
     shortfall = filled.shortfall
@@ -271,17 +269,17 @@ def grow_batch(job: Job, run: Run, label: str) -> State[Any]:  # noqa: ARG001 - 
 
 
 async def with_block_keys(spec: RunSpec) -> RunSpec:
-    """Read the keys that Prefect's blocks hold into this process's environment, where alone they are kept.
+    """Load API keys from Prefect's Secret blocks into environment variables of this process, and nowhere else.
 
-    Raises `ConfigError` where the server has no such block.
+    Raises `ConfigError` if the server has no such block.
     """
     variables = {block: f"MALT_KEY_{block.upper().replace('-', '_')}" for block in spec.key_blocks}
     for block, variable in variables.items():
         try:
             secret = cast("Secret[str]", await Secret.aload(block))
-        except ValueError as missing:
+        except ValueError as error:
             raise ConfigError(
                 f"api_key_block = {block!r}: the Prefect server has no Secret block of that name; make one in its UI"
-            ) from missing
+            ) from error
         os.environ[variable] = secret.get()
     return spec.with_keys_from(variables)

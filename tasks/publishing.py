@@ -1,4 +1,4 @@
-"""Publishing under Prefect: the dataset version, and the artifacts that tell about it."""
+"""Publishing under Prefect: the dataset version, and its artifacts."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from tasks.artifacts import asset_key, leave, leave_markdown, link_report, tell_
 from tasks.growing import Future, Graded
 
 FAILURES_SHOWN = 200
-"""Rows of the table of failed branches; the manifest has all of them."""
+"""Most rows in the table of failed branches; the manifest has all of them."""
 MOST_NODES = 500_000
-"""Of two versions together: comparing takes some 200 bytes of memory a node, and a run shall not need more than it."""
+"""Most nodes of two versions that a run compares: at some 200 bytes of memory per node, about 100 MB."""
 
 
 @materialize("malt://datasets/any", by="malt", task_run_name="publish {job.spec.name}", persist_result=False)
 def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
-    """Make a version of the trees that the store holds whole; those graded by this run are not read again."""
+    """Build a version from the store's complete trees; `trees` graded in this run are not read again."""
     graded = [tree.assessed for tree in trees if isinstance(tree, Graded) and tree.assessed]
     built = build(job, {each.valued.tree.question.question_id: each for each in graded})
     if built.version is not None:
@@ -40,15 +40,15 @@ def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
 
 
 async def publish(job: Job, trees: Sequence[Future]) -> Built:
-    """Run `publish_dataset` beside the flow's loop: it takes long, and runs a loop of its own."""
-    handed_over: Any = quote(job), allow_failure(trees)
+    """Run `publish_dataset` in a thread: it takes long, and runs an event loop of its own."""
+    arguments: Any = quote(job), allow_failure(trees)
     named = publish_dataset.with_options(assets=[asset_key("datasets", job.spec.name)])
-    return await asyncio.to_thread(named, *handed_over)
+    return await asyncio.to_thread(named, *arguments)
 
 
 async def end_flow(job: Job, filled: Filled, built: Built | None, wall_s: float) -> State:
-    """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*; `Waiting` where
-    batches are under way, which the next scheduled run goes on with.
+    """Return a flow's final state: `Failed` if something is missing, so that the UI offers *Retry*; `Waiting` if
+    batches are under way, which the next scheduled run will collect.
     """
     summary = summarise(job, filled, built, wall_s)
     await announce(summary)
@@ -62,27 +62,27 @@ async def end_flow(job: Job, filled: Filled, built: Built | None, wall_s: float)
 
 
 async def announce(summary: RunSummary) -> None:
-    """Put the run's figures, and its failed branches, where Prefect shows them."""
+    """Create artifacts of the run's figures and its failed branches."""
     key = f"{summary.dataset}-summary"
     await leave_markdown(summary.markdown, key, escape_markdown(summary.sentence))
     await leave_failures(summary.failures, f"{summary.dataset}-failed-branches")
 
 
 async def leave_failures(failures: Sequence[FailedBranch], key: str) -> None:
-    """Leave a table of the branches that failed, where some did."""
-    told = f"{len(failures)} branches that could not be had; Retry asks for just those"
+    """Create a table artifact of the failed branches, if there are any."""
+    description = f"{len(failures)} failed branches; Retry asks only for those"
     if failures:
-        await leave(acreate_table_artifact(failure_rows(failures), key=key, description=told))
+        await leave(acreate_table_artifact(failure_rows(failures), key=key, description=description))
 
 
 def failure_rows(failures: Sequence[FailedBranch]) -> list[dict[str, str]]:
-    """Return the first failed branches as rows of a table, whose cells Prefect reads as Markdown."""
+    """Return the first failed branches as table rows; cells are escaped because Prefect renders Markdown."""
     shown = (failure._asdict() for failure in failures[:FAILURES_SHOWN])
     return [{name: escape_markdown(str(cell)) for name, cell in row.items()} for row in shown]
 
 
 async def show_figures(version: DatasetVersion) -> None:
-    """Put the report's figures where Prefect shows them, and say where the report is."""
+    """Create an artifact of the report's figures and the report's place."""
     report = await link_report(version.path, f"malt report {version.reference} --open")
     where = f"- dataset: {code_span(str(version.path))}\n- {report}"
     text = f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n"
@@ -90,7 +90,7 @@ async def show_figures(version: DatasetVersion) -> None:
 
 
 async def tell_changes(version: DatasetVersion) -> None:
-    """Leave an artifact of what a new version changed, where the one before it is still there."""
+    """Create an artifact of a new version's changes, if its parent version still exists."""
     parent, folder = version.manifest.parent, version.path.parent
     if not version.created or parent is None or parent.version not in version_numbers(folder):
         return
@@ -100,14 +100,14 @@ async def tell_changes(version: DatasetVersion) -> None:
 
 
 def changes(before: DatasetVersion, after: DatasetVersion) -> str:
-    """Tell in Markdown what changed; of large versions, how that is found out."""
-    from malt.datasets.check.compare import compare  # not before: a run's first request would wait for pandas
+    """Return the changes as Markdown; for large versions, the command that lists them."""
+    from malt.datasets.check.compare import compare  # late: it imports pandas, which would delay a run's first request
 
     if nodes_of(before) + nodes_of(after) <= MOST_NODES:
         return compare(before, after, 0).markdown
     return (
         f"`{before.reference}` has {nodes_of(before):,} nodes, `{after.reference}` {nodes_of(after):,}: too many to "
-        f"compare beside a run. This does: `malt diff {before.reference} {after.reference}`\n"
+        f"compare during a run. To compare: `malt diff {before.reference} {after.reference}`\n"
     )
 
 

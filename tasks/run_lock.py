@@ -1,7 +1,7 @@
-"""How flow runs begin and end: one at a time has the dataset's lock, and its log names runs as the UI does.
+"""Start and end of flow runs: the dataset's lock, signals, suspension, and open task runs of killed processes.
 
-However a flow run ends, what it asked has ended before the next one may begin: one that is told to end or suspended
-asks no more, and what a killed one leaves open is closed.
+However a flow run ends, its requests have ended before the next run gets the lock: a cancelled or suspended run stops
+asking, and task runs that a killed process left open are closed.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ from tasks.artifacts import leave
 
 logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTRA_LOGGERS would
 _is_stopping = threading.Event()
-"""Whether the flow run of this process was told to end."""
+"""Set once the flow run of this process was asked to stop."""
 
-_FOLLOWING = tuple(f"Finished in state {state}" for state in ("Cancelled", "NotReady", "Pending", "Suspended"))
+_CONSEQUENCES = tuple(f"Finished in state {state}" for state in ("Cancelled", "NotReady", "Pending", "Suspended"))
 
 
 def _is_own_end(record: logging.LogRecord) -> bool:
-    """Leave out what only follows: how task runs end that could not begin, and those of a run that is stopped."""
-    said = record.getMessage()
-    return not said.startswith("Finished in state" if _is_stopping.is_set() else _FOLLOWING)
+    """Return False for log lines on task runs that could not begin, or that ended because their run was stopped."""
+    message = record.getMessage()
+    return not message.startswith("Finished in state" if _is_stopping.is_set() else _CONSEQUENCES)
 
 
 for _name in ("prefect.task_runs", "prefect.flow_runs"):
@@ -56,10 +56,10 @@ for _name in ("prefect.task_runs", "prefect.flow_runs"):
 
 @asynccontextmanager
 async def only_run_of(dataset: str) -> AsyncIterator[str]:
-    """Hold a dataset's lock; yield the name that the run asks under."""
+    """Hold a dataset's lock; yield the run's name in the store."""
     run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{(flow_run.id or '')[:8]}"  # names sort by time
     _is_stopping.clear()
-    if deployment.id:  # it may be retried or resumed, and the process that it had before was killed
+    if deployment.id:  # the run may be a retry after its earlier process was killed
         await leave(close_task_runs(UUID(flow_run.id)))
     who = f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})"
     async with ended_by_suspension(), hold_run_lock(dataset, Settings(), who, show_wait):
@@ -75,24 +75,24 @@ async def only_run_of(dataset: str) -> AsyncIterator[str]:
 
 
 async def show_wait(holder: str | None) -> None:
-    """Let the flow run's state say what it waits for, and once that is over."""
+    """Set the flow run's state to `Waiting` with its holder, or back to `Running` for None."""
     own = FlowRunContext.get()
     state = own.flow_run.state if own and own.flow_run else None
-    lease = state and state.state_details.deployment_concurrency_lease_id  # else its slot of the limit is given up
-    told: dict[str, Any] = {} if holder is None else {"name": "Waiting", "message": f"for {holder}"}
-    running: State[None] = Running(state_details=StateDetails(deployment_concurrency_lease_id=lease), **told)
+    lease = state and state.state_details.deployment_concurrency_lease_id  # without it the run would lose its slot
+    label: dict[str, Any] = {} if holder is None else {"name": "Waiting", "message": f"for {holder}"}
+    running: State[None] = Running(state_details=StateDetails(deployment_concurrency_lease_id=lease), **label)
     async with get_client() as client:
         await leave(client.set_flow_run_state(UUID(flow_run.id), running))
 
 
 @contextmanager
 def cancelled_by_sigterm() -> Iterator[None]:
-    """Cancel the task that is in here when SIGTERM comes.
+    """Cancel the current asyncio task on SIGTERM.
 
-    Prefect's own handler has to stay, or *Cancel* counts as a crash; but it raises wherever the loop happens to stand:
-    in one branch, say, while all others go on.
+    Prefect's own handler has to stay, or *Cancel* would count as a crash; but it raises wherever the event loop happens
+    to be: in a single branch, say, while all others go on.
     """
-    if threading.current_thread() is not threading.main_thread():  # as under `malt run`, which cancels the flow itself
+    if threading.current_thread() is not threading.main_thread():  # such as in `malt run`, which cancels flows itself
         yield
         return
     task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -108,7 +108,7 @@ def cancelled_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def seen_signals(look: Callable[[bytes], None]) -> Iterator[None]:
-    """Tell the running loop of signals, beside what their handlers do."""
+    """Call `look` in the running event loop with the numbers of arriving signals; their handlers run too."""
     loop, (ours, theirs) = asyncio.get_running_loop(), socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
@@ -130,12 +130,12 @@ _OPEN = TaskRunFilter(
 
 
 async def close_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:  # noqa: ARG001 - as called
-    """Close what a killed flow run left open; a hook that the worker runs before it is done with the run."""
+    """Close task runs that a killed flow run left open; a hook that the worker calls when a run has crashed."""
     await close_task_runs(flow_run.id)
 
 
 async def close_task_runs(flow_run_id: UUID) -> int:
-    """Mark as crashed the task runs that a process which is gone left open; return how many."""
+    """Mark the open task runs of a process that no longer exists as crashed; return their number."""
     async with get_client() as client:
         left = await _read_open(client, flow_run_id)
         for each in left:
@@ -154,8 +154,8 @@ async def _read_open(client: PrefectClient, flow_run_id: UUID) -> list[TaskRun]:
 
 
 async def send_events() -> None:
-    """Send what this process has told Prefect so far, or a heartbeat may come after the end that it precedes."""
-    wait = EventsWorker.instance().wait_until_empty  # for ever, if the server is gone
+    """Send all queued events now: a heartbeat that arrived after the run's end would be out of order."""
+    wait = EventsWorker.instance().wait_until_empty  # never returns if the server is gone
     sending = threading.Thread(target=wait, daemon=True)
     sending.start()
     await asyncio.to_thread(sending.join, _DRAIN_LIMIT_S)
@@ -163,7 +163,7 @@ async def send_events() -> None:
 
 @asynccontextmanager
 async def ended_by_suspension() -> AsyncIterator[None]:
-    """Once somebody suspends the flow run, cancel what is in here, and end that as Prefect does."""
+    """Cancel the current asyncio task once the flow run is suspended, and then raise what Prefect raises for that."""
     context = FlowRunContext.get()
     if context is None:
         yield

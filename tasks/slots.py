@@ -1,4 +1,4 @@
-"""Prefect's global concurrency limits: what people set in the UI bounds all runs of a server together."""
+"""Prefect's global concurrency limits: limits set in the UI bound all runs of a server together."""
 
 import asyncio
 import re
@@ -19,57 +19,57 @@ from tasks.artifacts import TIMEOUT_S
 from tasks.run_lock import show_wait
 
 TRAINING = "malt-training"
-"""Limit of trainings at once, of which each takes one slot."""
+"""Name of the limit on concurrent trainings; each training takes one slot."""
 _MOST_LIMITS = 200
 _POLL_S = 2.0
 _NO_ROOM = (HTTPStatus.LOCKED, HTTPStatus.UNPROCESSABLE_ENTITY)
-"""What the server says where others were quicker, and where the limit was lowered meanwhile."""
+"""Status codes if other runs took the slots first, or if the limit was lowered meanwhile."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @asynccontextmanager
 async def share_endpoints(spec: RunSpec, models: Iterable[ModelSpec]) -> AsyncIterator[RunSpec]:
-    """Hold a slot for each request that a run may have in flight, of the limits of these models; yield what it may."""
+    """Hold a slot of these models' limits for each request in flight; yield the spec limited to those slots."""
     async with hold_slots((limit_name(each.model) for each in models), spec.limits.max_in_flight) as most:
         yield spec.model_copy(update={"limits": spec.limits.model_copy(update={"max_in_flight": most})})
 
 
 def limit_name(model: str) -> str:
-    """Return the name that the limit of a model has in the UI, where slashes are refused: `malt-openai-gpt-4o`."""
+    """Return the name of a model's limit in the UI, which refuses slashes: `malt-openai-gpt-4o`."""
     return f"malt-{re.sub('[^a-z0-9.]+', '-', model.lower()).strip('-')}"
 
 
 @asynccontextmanager
 async def hold_slots(names: Iterable[str], wanted: int) -> AsyncIterator[int]:
-    """Hold slots of the limits of these names that are there; yield how many: as many as wanted, or a whole limit.
+    """Hold slots of the existing limits of these names; yield their number: as many as wanted, or a whole limit.
 
-    Whoever waits reads the limits again: they may be raised, lowered or removed meanwhile. One of 0 lets nobody in.
-    Raises `PrefectLost` where the server does not say or give them for a while.
+    A waiting run reads the limits again at each attempt: they may be raised, lowered or removed meanwhile. A limit of 0
+    admits no run. Raises `PrefectLost` if the server cannot answer for a while.
     """
-    known, told = frozenset(names), False
+    known, is_waiting = frozenset(names), False
     async with AsyncExitStack() as held:
         while (room := await _ask(_find_room, known, wanted)).full or not await _ask(_take, room, held):
-            if room.full and not told:
+            if room.full and not is_waiting:
                 await show_wait(f"room for {room.slots} in the concurrency limit {', '.join(room.full)}")
-                told = True
+                is_waiting = True
             await asyncio.sleep(_POLL_S)
-        if told:
+        if is_waiting:
             await show_wait(None)
         yield room.slots
 
 
 class _Room(NamedTuple):
-    """What a run may take of some limits at the moment."""
+    """Slots that a run may take of some limits now."""
 
     limits: list[str]
     full: list[str]
     slots: int
-    """Of each; at least one, which a limit of 0 has no room for."""
+    """Slots to take of each limit; at least one, so that a limit of 0 is full."""
 
 
 async def _find_room(names: frozenset[str], wanted: int) -> _Room:
-    """Look at the limits that are on and have these names, in whatever case."""
+    """Read the active limits of these names, ignoring case."""
     async with get_client() as client:
         found = await client.read_global_concurrency_limits(_MOST_LIMITS)
     limits = [each for each in found if each.active and each.name.lower() in names]
@@ -79,7 +79,7 @@ async def _find_room(names: frozenset[str], wanted: int) -> _Room:
 
 
 async def _take(room: _Room, held: AsyncExitStack) -> bool:
-    """Take slots of all limits, or none where there is no room any more; `held` gives them back."""
+    """Take slots of all limits, or of none if there is no room any more; `held` gives them back."""
     try:
         await held.enter_async_context(concurrency(room.limits, room.slots, max_retries=0))
     except ConcurrencySlotAcquisitionError as refusal:
@@ -91,7 +91,7 @@ async def _take(room: _Room, held: AsyncExitStack) -> bool:
 
 
 async def _ask(request: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Ask Prefect's server, again for a while where it cannot answer, and not where it refuses."""
+    """Await a request to Prefect's server; retry for a while if it cannot answer, but not if it refuses."""
     until = time.monotonic() + TIMEOUT_S
     while True:
         try:
@@ -100,7 +100,7 @@ async def _ask(request: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kw
             is_refusal = isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error
             if is_refusal or time.monotonic() > until:
                 raise PrefectLost(
-                    f"Prefect's server does not tell of the concurrency limits that bound this run: {error}; "
+                    f"Prefect's server does not answer about the concurrency limits of this run: {error}; "
                     "run again once it does"
                 ) from error
         await asyncio.sleep(_POLL_S)

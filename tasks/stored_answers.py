@@ -1,4 +1,4 @@
-"""The store of completions as Prefect's cache: a branch whose answers are stored is `Cached`, and nobody is asked."""
+"""The store of completions as Prefect's cache: a branch whose answers are stored is `Cached` and asks no model."""
 
 import asyncio
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from prefect.serializers import PickleSerializer
 
 @dataclass
 class StoredAnswers(CachePolicy):
-    """A branch's key in Prefect's cache is its request's key in the store."""
+    """Takes a branch's key in Prefect's cache from the keys of its request in the store."""
 
     def compute_key(
         self,
@@ -24,7 +24,7 @@ class StoredAnswers(CachePolicy):
         flow_parameters: dict[str, Any],  # noqa: ARG002
         **_: object,
     ) -> str | None:
-        """Return the key of the request's last sample, which tells how many there are; None where nothing is asked."""
+        """Return the key of the request's last sample, which implies the number of samples; None without a request."""
         request = inputs["grower"].build_request(inputs["branch"], inputs["parent"])
         return None if request is None else str(request.keys[-1])
 
@@ -33,16 +33,16 @@ STORED_ANSWERS = StoredAnswers()
 
 
 class AnswerStorage(WritableFileSystem):
-    """Reads a branch's answers out of the store of completions, where whoever asks for them writes them."""
+    """Reads a branch's answers from the store of completions; the completer that asks for them writes them there."""
 
     _block_type_name = "MALT answers"
     _block_type_slug = "malt-answers"
 
-    def read_path(self, path: str, **_: object) -> bytes:  # type: ignore[override]  # Prefect calls either kind
-        """Return the result of the task run that is going on. Raises `LookupError` where the store lacks a sample."""
+    def read_path(self, path: str, **_: object) -> bytes:  # type: ignore[override]  # Prefect also calls sync methods
+        """Return the result of the current task run. Raises `LookupError` if the store lacks a sample."""
         context = TaskRunContext.get()
         if context is None:
-            raise LookupError(f"{path}: answers are read by the task run that needs them")
+            raise LookupError(f"{path}: answers can be read only in the task run that needs them")
         grower, branch, parent = (context.parameters[name] for name in ("grower", "branch", "parent"))
         request = grower.build_request(branch, parent)
         if not grower.is_stored(request):
@@ -51,13 +51,13 @@ class AnswerStorage(WritableFileSystem):
         return ResultRecord(result=grower.expand(branch, parent, request), metadata=metadata).serialize()
 
     def write_path(self, path: str, content: bytes, **_: object) -> None:  # type: ignore[override]
-        """Do nothing: the answers were stored as they came."""
+        """Do nothing: the answers were stored when they arrived."""
 
 
 async def save_answer_storage() -> AnswerStorage:
-    """Return the storage, saved on the server, as Prefect wants it of whatever holds results."""
+    """Return the storage, saved on the server as Prefect requires of result storages."""
     storage = AnswerStorage()
-    for wait_s in (0.1, 0.3, 1.0, 3.0, None):  # another run may be making its type, schema or document just then
+    for wait_s in (0.1, 0.3, 1.0, 3.0, None):  # another run may be saving it at the same time
         try:
             await storage.asave("malt", overwrite=True)
         except (ObjectAlreadyExists, PrefectHTTPStatusError) as error:

@@ -1,4 +1,4 @@
-"""Training under Prefect: a task run is a role, and its report is an artifact."""
+"""Training under Prefect: one task run per role, and an artifact of the figures."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ LOG_EVERY = 10
 
 
 def inputs_of_role(context: TaskRunContext, parameters: dict[str, Any]) -> str:  # noqa: ARG001 - Prefect's signature
-    """Return what Prefect's cache knows a role's training by: the digest of base, rows, stages and settings."""
+    """Return the cache key of a role's training: the digest of base, rows, stages and settings."""
     return f"train-{parameters['job'].inputs_sha256}"
 
 
 def may_pass(task: Any, run: Any, state: Any) -> bool:  # noqa: ANN401, ARG001 - Prefect's signature
-    """Whether trying again may help: a process that was killed goes on from its checkpoint; a refusal stays one."""
+    """Whether a retry may succeed: a killed process resumes from its checkpoint; a refusal stays one."""
     try:
         state.result()
     except TrainingFailed:
@@ -45,10 +45,10 @@ def may_pass(task: Any, run: Any, state: Any) -> bool:  # noqa: ANN401, ARG001 -
     persist_result=True,
 )
 def train_role(job: RoleJob, stopper: Stopper) -> str:
-    """Train one role in a process of its own; a retry goes on from the last checkpoint. Returns what it is known by."""
+    """Train one role in a process of its own; a retry resumes from the last checkpoint. Returns its inputs' digest."""
     log = get_run_logger()
 
-    def tell(event: Any) -> None:  # noqa: ANN401 - what the training process tells
+    def tell(event: Any) -> None:  # noqa: ANN401 - an event of the training process
         if event["event"] == "step" and (event["step"] % LOG_EVERY == 1 or event["step"] == event["steps"]):
             log.info("%(role)s %(stage)s %(step)s/%(steps)s: loss %(loss).4f, %(left_s).0f s left", event)
 
@@ -60,14 +60,14 @@ def train_role(job: RoleJob, stopper: Stopper) -> str:
     "malt://models/any", by="malt", task_run_name="publish {name}", cache_policy=NO_CACHE, persist_result=False
 )
 def publish_models(name: str, prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:  # noqa: ARG001 - names the task run
-    """Make a model version of trained roles."""
+    """Publish a model version of trained roles."""
     published = publish(prepared, roles)
     tell_published(published)
     return published
 
 
 async def announce_models(summary: TrainSummary) -> None:
-    """Put the figures of a model version where Prefect shows them."""
+    """Create an artifact of a model version's figures."""
     lines = [
         f"| {role} | {name} | {stage.trained} | {stage.steps} | {stage.loss_first:.4f} | {stage.loss_last:.4f} |"
         for role, entry in summary.roles.items()
@@ -75,5 +75,5 @@ async def announce_models(summary: TrainSummary) -> None:
     ]
     head = "| role | stage | rows | steps | first loss | last loss |\n|---|---|---:|---:|---:|---:|"
     text = f"# models/{summary.models}@v{summary.version}\n\n- models: `{summary.path}`\n\n{head}\n" + "\n".join(lines)
-    told = f"{summary.models}@v{summary.version}, trained in {summary.wall_s:.0f} s"
-    await leave_markdown(text, f"{summary.models}-models", told)
+    description = f"{summary.models}@v{summary.version}, trained in {summary.wall_s:.0f} s"
+    await leave_markdown(text, f"{summary.models}-models", description)

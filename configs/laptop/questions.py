@@ -1,7 +1,7 @@
 """Writes the questions of configs/laptop.toml: python configs/laptop/questions.py
 
 Ten kinds of one-step questions, in turn. Held-out ones have other names, objects and pairs of numbers; `unseen.jsonl`
-has four kinds that nobody is trained on.
+has four kinds that are in no training question.
 """
 
 import json
@@ -16,7 +16,7 @@ PAIRS = [(small, large) for small in range(2, 7) for large in range(small + 1, 1
 
 
 class Words(NamedTuple):
-    """What one file's questions are about."""
+    """Names, things and numbers in the questions of one file."""
 
     names: str
     things: str
@@ -41,7 +41,7 @@ KINDS = {
     "{one} arrived at {first} and {other} arrived at {second}. Who arrived first?": "{lower}",
     "One bag holds {small} {thing}. How many {thing} do {large} bags hold?": "{product}",
 }
-"""Questions and their answers."""
+"""Templates of questions, with those of their answers."""
 UNSEEN_KINDS = {
     "{one} cuts {twice} {thing} in two equal heaps. How many {thing} are in one heap?": "{large}",
     "{one} read {small} pages a day for three days. How many pages is that in all?": "{thrice}",
@@ -51,7 +51,7 @@ UNSEEN_KINDS = {
 
 
 def make_rows(name: str, kinds: Mapping[str, str], words: Words, count: int, draw: random.Random) -> Iterator[str]:
-    """Yield questions as lines of JSON, of each kind in turn, no two alike."""
+    """Yield `count` different questions as lines of JSON, of each kind in turn."""
     asked = set[str]()
     while len(asked) < count:
         facts = draw_facts(words, draw)
@@ -62,15 +62,15 @@ def make_rows(name: str, kinds: Mapping[str, str], words: Words, count: int, dra
 
 
 def draw_facts(words: Words, draw: random.Random) -> dict[str, str | int]:
-    """Draw what one question is about."""
+    """Draw the values for one question's template."""
     one, other, third = draw.sample(words.names.split(), 3)
     small, large = draw.choice(words.pairs)
     first, second = draw.sample((small, large), 2)
     lower, upper = (one, other) if first < second else (other, one)
     people = {"one": one, "other": other, "third": third, "lower": lower, "upper": upper}
-    told = {"small": small, "large": large, "first": first, "second": second, "twice": 2 * large, "thrice": 3 * small}
-    worked_out = {"sum": small + large, "rest": large - small, "product": small * large}
-    return {**people, **told, **worked_out, "thing": draw.choice(words.things.split())}
+    given = {"small": small, "large": large, "first": first, "second": second, "twice": 2 * large, "thrice": 3 * small}
+    derived = {"sum": small + large, "rest": large - small, "product": small * large}
+    return {**people, **given, **derived, "thing": draw.choice(words.things.split())}
 
 
 def main() -> None:

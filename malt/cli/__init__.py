@@ -1,1 +1,1 @@
-"""The `malt` command: a module a group of commands."""
+"""The `malt` command: one module per group of commands."""

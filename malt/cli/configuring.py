@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 _QUESTION_COLUMNS = ("question", "problem", "prompt", "input", "text")
 _ANSWER_COLUMNS = ("ground_truth", "answer", "solution", "answerKey", "target", "output", "label")
-_LOOKED_AT = 50
-"""Rows in which columns are looked for."""
+_SAMPLED_ROWS = 50
+"""Number of first rows whose columns are examined."""
 
 
 class _Answers(NamedTuple):
-    """What a config is made from."""
+    """Values that fill in the template of a config."""
 
     source: str
     question: str
@@ -41,14 +41,14 @@ class _Answers(NamedTuple):
 @click.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--questions", metavar="FILE", help="Question file: .jsonl .json .csv .parquet, a folder or an address.")
-@click.option("--question", metavar="COLUMN", help="Its column of the question.")
-@click.option("--answer", metavar="COLUMN", help="Its column of the reference answer.")
-@click.option("--model", metavar="NAME", help="Who plays the roles: openai/…, hosted_vllm/…, ollama_chat/…, embedded.")
-@click.option("--api-base", metavar="URL", help="Where the model is served; empty: at its provider.")
+@click.option("--question", metavar="COLUMN", help="Column of the question in that file.")
+@click.option("--answer", "--ground-truth", "answer", metavar="COLUMN", help="Column of the reference answer there.")
+@click.option("--model", metavar="NAME", help="Model of every role: openai/…, hosted_vllm/…, ollama_chat/…, embedded.")
+@click.option("--api-base", metavar="URL", help="Address of the model's server; empty: its provider's.")
 @click.option("--api-key-env", metavar="VARIABLE", help="Environment variable that holds the key; empty: none.")
-@click.option("--grader", "kinds", multiple=True, metavar="KIND", help="How answers are graded; may be repeated.")
+@click.option("--grader", "kinds", multiple=True, metavar="KIND", help="Kind of grader; may be repeated.")
 @click.option("--name", metavar="NAME", help="Name of the dataset: lower-case letters, digits, hyphens.")
-@click.option("--force", is_flag=True, help="Replace CONFIG where it is there already.")
+@click.option("--force", is_flag=True, help="Replace CONFIG if it exists.")
 @takes_json
 def init(
     config: Path | None,
@@ -63,7 +63,7 @@ def init(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write a config for a question file. Asks for what no option says; without a terminal its proposals count."""
+    """Write a config for a question file. Asks for values that no option gives; without a terminal, uses defaults."""
     from malt.review.grader_options import read_kinds
 
     source = questions or _ask("Question file", None, "--questions")
@@ -88,18 +88,21 @@ def init(
 
 
 def _ask(what: str, proposed: str | None, option: str) -> str:
-    """Ask on a terminal, on stderr; elsewhere take what is proposed."""
-    if sys.stdin is not None and sys.stdin.isatty():  # None where it is closed
+    """Ask on a terminal, on stderr; without one return `proposed`, and raise `ConfigError` if that is None."""
+    if sys.stdin is not None and sys.stdin.isatty():  # None if standard input is closed
         return str(click.prompt(what, default=proposed, err=True))
     if proposed is None:
-        raise ConfigError(f"{what.lower()}: not given, and nobody to ask; give it with {option}")
+        raise ConfigError(f"{what.lower()}: not given, and no terminal to ask on; give it with {option}")
     return proposed
 
 
 def _first_rows(source: str) -> "list[Row]":
     from malt.questions.readers import read_rows
 
-    return list(islice(read_rows(source, "--questions"), _LOOKED_AT))
+    rows = list(islice(read_rows(source, "--questions"), _SAMPLED_ROWS))
+    if not rows:
+        raise ConfigError(f"--questions = {source}: no questions in it; give a file with one question a row")
+    return rows
 
 
 def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | None:
@@ -110,7 +113,7 @@ def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | 
 
 
 def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]":
-    """Read the whole file, and say which graders suit it."""
+    """Read the whole file; return suitable graders and the number of questions."""
     from malt.config.questions import QuestionSource
     from malt.grading.references import suggest_kinds
     from malt.questions.question import read_questions
@@ -138,12 +141,12 @@ def _slug(source: str) -> str:
 
 
 def _write_config(path: Path, answers: _Answers, *, force: bool) -> None:
-    """Write a commented config, and check it as `malt run` would."""
+    """Write a commented config and validate it as `malt run` would; an invalid one is not kept."""
     from malt.config.loader import load_spec
     from malt.files import replace_text
 
     if (path.exists() or path.is_symlink()) and not force:
-        raise ConfigError(f"{path} is there already; name another file, or give --force to replace it")
+        raise ConfigError(f"{path} exists already; name another file, or give --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.is_file() else None
     replace_text(path, _fill_template(path, answers))
@@ -156,7 +159,7 @@ def _write_config(path: Path, answers: _Answers, *, force: bool) -> None:
 
 _TEMPLATE = """# malt run {path}
 #
-# `malt plan {path}` says what it will cost; `malt config --explain KEY` says what a key means.
+# `malt plan {path}` quotes the cost; `malt config --explain KEY` explains a key.
 
 name = {name}
 prompts = {prompts}                  # a set of prompts, or a folder of your own
@@ -165,33 +168,33 @@ prompts = {prompts}                  # a set of prompts, or a folder of your own
 source = {source}
 question = {question}
 ground_truth = {answer}
-# limit = 100                       # the first so many; with shuffle_seed a stable sample
+# limit = 100                       # take only this many; with shuffle_seed a stable sample
 
-[model]                             # of every role; [roles.verifier] and the like say what differs
+[model]                             # for every role; [roles.verifier] and the like override it
 {model}
 temperature = 0.7                   # high enough that siblings differ, and so make preference pairs
 {longest}
 
 [roles.generator]
-samples = 3                         # the other roles too: 39 completions a question, in 13 requests
+samples = 3                         # the other roles default to 3 too: 39 completions a question, in 13 requests
 
 [evaluator]
 kind = {kinds}
 
 [limits]
 # max_cost_usd = 5.0                # hard cap for one run
-max_in_flight = {in_flight}                   # requests under way at once
+max_in_flight = {in_flight}                   # most requests in flight at once
 
-# How good are the roles on questions that are not trained on? `malt evaluate {path}` compares systems of them.
+# `malt evaluate {path}` compares systems of these roles on held-out questions.
 # [evaluate]
-# questions = {{ source = "heldout.jsonl" }}   # a file of yours, like the one above
+# questions = {{ source = "heldout.jsonl" }}   # your own file, like the one above
 # [evaluate.systems.pipeline]
 # [evaluate.systems.without-verifier]
 # roles = ["generator", "refiner"]
-# [evaluate.systems.trained]                  # once `malt train {dataset}` has made it
+# [evaluate.systems.trained]                  # once `malt train {dataset}` has made the model version
 # models = "{dataset}@v1"
 """
-_FOR_SMALL = "max_tokens = 256                    # small models ramble; a longer text is cut, and is no row"
+_FOR_SMALL = "max_tokens = 256                    # small models ramble; a longer text is cut off and makes no row"
 
 
 def _fill_template(path: Path, answers: _Answers) -> str:
@@ -217,7 +220,7 @@ def _toml(text: str) -> str:
 
 
 def _from_config(source: str, config: Path) -> str:
-    """Write a local path as seen from the config's folder, as configs take it."""
+    """Return a local path relative to the config's folder, as configs take it."""
     if "://" in source or Path(source).is_absolute():
         return source
     return os.path.relpath(source, config.parent)

@@ -1,4 +1,4 @@
-"""Commands that evaluate: `evaluate`, `evaluations`; and what other commands print of an evaluation."""
+"""Commands that evaluate: `evaluate`, `evaluations`; and the output of other commands about evaluations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @takes_config
-@click.option("--race", is_flag=True, help="Drop systems early that cannot win any more.")
+@click.option("--race", is_flag=True, help="Drop systems early once they cannot win.")
 @takes_json
 def evaluate(config: Path, override: tuple[str, ...], limit: int | None, race: bool, as_json: bool) -> int:
-    """Compare systems on held-out questions, paired by question. Asks only for what the store does not hold."""
+    """Compare systems on held-out questions, paired by question. Asks only for answers that the store lacks."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.engine import signals
@@ -44,7 +44,7 @@ def _warn_of_missing(done: "Evaluated") -> None:
     if done.stopped is not None:
         terminal.warn(f"error: stopped: {done.stopped}")
     elif done.failures:
-        terminal.warn(f"error: {len(done.failures)} failed branches; run again to ask for just what is missing")
+        terminal.warn(f"error: {len(done.failures)} failed branches; run again to ask only for what is missing")
 
 
 def _show_evaluated(done: "Evaluated") -> None:
@@ -90,7 +90,7 @@ def _show_evaluation(version: "EvaluationVersion") -> None:
 
 
 def _show_accuracies(summary: "Summary") -> None:
-    """Print how often each system is right, in percent with 95 % intervals."""
+    """Print each system's accuracy, in percent with 95 % intervals."""
     from malt.datasets.stats.figures import format_count
 
     heads = {"sa": "SA", "sa_mv": f"SA+MV@{summary.chains}", "ma": "MA", "ma_mv": f"MA+MV@{summary.chains}"}
@@ -106,7 +106,7 @@ def _show_accuracies(summary: "Summary") -> None:
 
 
 def show_legend(chains: int) -> None:
-    """Spell out what heads the columns of accuracies."""
+    """Print the meaning of the accuracy columns' heads."""
     vote = f"; +MV@{chains}: majority vote of {chains} chains" if chains > 1 else ""
     terminal.say(f"SA: single agent, the generator; MA: multi-agent, the whole pipeline{vote}", style="dim")
 
@@ -124,7 +124,7 @@ def _show_differences(summary: "Summary") -> None:
 
 
 def _show_tournament(summary: "Summary") -> None:
-    """Print what each model is worth in each role, whom a race dropped, and what to choose under a budget."""
+    """Print each model's worth in each role, the systems that a race dropped, and the best system per token budget."""
     from malt.evaluation.card import points
 
     for role, worths in summary.tournament.items():
@@ -133,7 +133,9 @@ def _show_tournament(summary: "Summary") -> None:
             table.add_row(model, f"{100 * worth.accuracy:.1f}", points(worth.worth, worth.low, worth.high))
         terminal.say(table)
     for name, questions in summary.dropped.items():
-        terminal.say(f"  {name}: dropped by the race after {questions:,} questions; a best system is in at most 5 %")
+        terminal.say(f"  {name}: dropped after {questions:,} questions; at most 5 % of races drop the best")
+    if summary.frontier:
+        terminal.say("the best system and way to answer, by completion tokens a question:")
     for choice in summary.frontier:
         accuracy = 100 * (choice.cell.accuracy or 0.0)
         terminal.say(f"  from {choice.tokens:,.0f} tokens a question: {choice.system}, {choice.way}: {accuracy:.1f} %")
@@ -152,7 +154,7 @@ def quote_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None"
 
 
 def show_plan(plan: "EvaluationPlan") -> None:
-    """Print an evaluation's quote, and what so many questions can show."""
+    """Print an evaluation's quote, and the smallest difference that so many questions can show."""
     table = terminal.new_table("system", "role.", "model.", *summaries.QUOTED)
     for system, added in plan.systems.items():
         for role, quoted in added.roles.items():
@@ -162,17 +164,17 @@ def show_plan(plan: "EvaluationPlan") -> None:
     terminal.say(table)
     shown = "; ".join(_list_differences(plan))
     terminal.say(f"smallest difference that {plan.questions:,} questions show with 80 % power: {shown}")
-    terminal.say(f"4 points where 20 % part need {plan.questions_for_4_points:,} questions", style="dim")
+    terminal.say(f"4 points where 20 % of votes differ need {plan.questions_for_4_points:,} questions", style="dim")
 
 
 def _list_differences(plan: "EvaluationPlan") -> Iterator[str]:
     for parted, smallest in plan.smallest_difference.items():
         points = "none" if smallest is None else f"{100 * smallest:.1f} points"
-        yield f"{points} where {parted} of votes part"
+        yield f"{points} where {parted.replace('%', ' %')} of votes differ"
 
 
 def show(reference: str, question_id: str | None, *, as_json: bool) -> None:
-    """Print an evaluation, or what its systems say to one question."""
+    """Print an evaluation, or its systems' answers to one question."""
     from malt.evaluation.version import open_evaluation
 
     version = open_evaluation(reference)
@@ -222,8 +224,8 @@ def _show_diff(found: "EvaluationDiff") -> None:
     if found.same_content:
         terminal.say("same content: every answer and grade is the same")
     for system, moved in found.accuracies.items():
-        told = ", ".join(f"{measure} {_percent(each.old)} -> {_percent(each.new)}" for measure, each in moved.items())
-        terminal.say(f"  {system}: {told}")
+        shown = ", ".join(f"{measure} {_percent(each.old)} -> {_percent(each.new)}" for measure, each in moved.items())
+        terminal.say(f"  {system}: {shown}")
     for system, turned in found.turned.items():
         if turned.better or turned.worse:
             terminal.say(f"  {system}: {len(turned.better)} questions turned better, {len(turned.worse)} worse")

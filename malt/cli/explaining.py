@@ -25,15 +25,15 @@ _TEXT_LENGTH = 600
 _COLOURS = {True: "green", False: "red", None: "yellow"}
 
 _QUESTIONS_READ = 3
-"""Questions of each file from which `diff` takes the first rows that differ."""
+"""Number of questions per file from which `diff` takes the first rows that differ."""
 _ROWS_SHOWN = 3
 _VALUE_LENGTH = 60
 _LEAD_IN = 15
-"""Characters shown before the place at which two texts part."""
+"""Characters shown before the first difference of two texts."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 _DERIVED = frozenset({"request_key", "reward", "value_low", "value_high"})
-"""Columns that follow from others: `diff` leaves them out."""
+"""Columns that are derived from others, which `diff` leaves out."""
 
 
 @click.command()
@@ -83,17 +83,17 @@ def _show_explanation(row: "Explanation") -> None:
 
 
 def _show_prompt(row: "Explanation") -> None:
-    """Print what the role saw, a line a message."""
+    """Print the prompt that the role saw, one line per message."""
     if row.prompt is None:
-        terminal.say(f"what the {row.role} saw is not known: {row.prompt_from}")
+        terminal.say(f"the prompt of the {row.role} is not known: {row.prompt_from}")
         return
-    terminal.say(f"what the {row.role} saw, from {row.prompt_from} (whole with --json):")
+    terminal.say(f"prompt of the {row.role}, from {row.prompt_from} (whole with --json):")
     for message in row.prompt:
         terminal.say(f"  {message.role:<9} {terminal.one_line(message.content)}", style="dim")
 
 
 def _show_text(name: str, text: "TextExplanation") -> None:
-    """Print a text, and how its value follows from its leaves."""
+    """Print a text, and the arithmetic from its leaves to its value."""
     colour = _COLOURS[text.label]
     node = (f"{text.role} {text.node_id}", colour)
     terminal.say(terminal.styled(f"{name}: ", node, f" by {text.model}, {text.status}"))
@@ -107,7 +107,7 @@ def _show_text(name: str, text: "TextExplanation") -> None:
 
 
 def _format_interval(text: "TextExplanation") -> str:
-    """Write how sure an inner node's value is."""
+    """Return the 95 % interval of an inner node's value as text; empty for a leaf."""
     from malt.config.roles import PLAYERS
 
     if text.value_low is None or text.value_high is None or text.role == PLAYERS[-1]:
@@ -143,10 +143,10 @@ def _excerpt(text: str) -> str:
 @click.command()
 @click.argument("old", metavar="A")
 @click.argument("new", metavar="B")
-@click.option("--full", is_flag=True, help="Of datasets: print every row that differs, by file and question.")
+@click.option("--full", is_flag=True, help="For datasets: print every row that differs, by file and question.")
 @takes_json
 def diff(old: str, new: str, full: bool, as_json: bool) -> None:
-    """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled."""
+    """Show what changed from version A to version B. Inputs, and rows added, removed, relabelled."""
     from malt.datasets.version.published import find_kind
 
     compared: Mapping[str, Callable[..., None]] = {
@@ -228,14 +228,14 @@ def _format_columns(row: "RowChange") -> str:
 
 
 def _format_change(change: "Change") -> str:
-    """Write two values, long ones from where they part."""
+    """Write two values; long ones start shortly before their first difference."""
     old, new = _plain(change.old), _plain(change.new)
     start = max(0, _count_alike(old, new) - _LEAD_IN)
     return f"{_cut(old, start)} -> {_cut(new, start)}"
 
 
 def _count_alike(old: str, new: str) -> int:
-    """Count the characters with which both begin."""
+    """Return the length of the common prefix."""
     differ = (place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
     return next(differ, min(len(old), len(new)))
 
@@ -257,7 +257,7 @@ def _plain(value: "JsonValue") -> str:
         case str():
             return " ".join(value.split()) or "empty"
         case [{"content": _}, *_]:
-            return " ".join(str(turn["content"]) for turn in value if isinstance(turn, dict))
+            return " ".join(" ".join(str(turn["content"]) for turn in value if isinstance(turn, dict)).split())
     return " ".join(json.dumps(value, ensure_ascii=False).split())
 
 

@@ -27,7 +27,7 @@ def _read_columns(_context: click.Context, _option: click.Parameter, given: tupl
 
 @click.command()
 @click.argument("file", metavar="FILE")
-@click.option("--kind", "kinds", multiple=True, metavar="K", help="Grade by this kind; of several the first decisive.")
+@click.option("--kind", "kinds", multiple=True, metavar="K", help="Kind of grader; of several, the first to decide.")
 @click.option(
     "--column",
     "columns",
@@ -48,7 +48,7 @@ def grade(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
+    """Grade rows of question, ground_truth, answer[, label]. With labels, report how well the grades agree."""
     from malt.review.grade_file import check_output, grade_file, write_graded
     from malt.review.grader_options import chosen_grading
 
@@ -67,7 +67,7 @@ def _show_grades(report: "GradeReport") -> None:
     terminal.say(f"{report.file}: {report.rows:,} rows {graded_by}")
     _show_counts(report)
     if report.unread or report.disputed:
-        terminal.say(f"{report.unread:,} of the wrong ones were not read whole; {report.disputed:,} rows are disputed")
+        terminal.say(f"{report.unread:,} wrong answers were not fully read; {report.disputed:,} rows are disputed")
     if len(report.kinds) > 1:
         _show_deciders(report)
     _show_judge_use(report.requests, report.cost_usd)
@@ -91,7 +91,7 @@ def _show_deciders(report: "GradeReport") -> None:
 
 def _show_unknown(rows: "Sequence[UnknownRow]") -> None:
     if rows:
-        terminal.say("unknown, and in no comparison:")
+        terminal.say("unknown, and left out of comparisons:")
     for row in rows[:_SHOWN]:
         terminal.say(f"  {row.place}: {terminal.one_line(row.error or 'no reason was given')}")
     terminal.show_rest(len(rows) - _SHOWN)
@@ -124,7 +124,7 @@ def _show_disagreements(rows: "Sequence[Disagreement]") -> None:
 
 @click.command()
 @takes_version
-@click.option("--with", "kinds", multiple=True, required=True, metavar="K", help="A kind of grader; may be repeated.")
+@click.option("--with", "kinds", multiple=True, required=True, metavar="K", help="Kind of grader; may be repeated.")
 @takes_grading
 @trusts_code
 @takes_json
@@ -136,7 +136,7 @@ def audit(
     trust_code: bool,
     as_json: bool,
 ) -> None:
-    """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
+    """Grade a version's leaves again with other graders. Shows where they differ and what would change."""
     from malt.datasets.version.dataset_version import open_version
     from malt.review import audit as auditing
     from malt.review.grader_options import audit_grading, read_kinds
@@ -185,7 +185,7 @@ def _format_pair(pair: "GraderPair") -> str:
 
 
 def _show_changes(report: "AuditReport", kind: str) -> None:
-    """Print what one grader's grades would make of the version."""
+    """Print the changes to the version if one grader's grades were used."""
     terminal.say(f"with the grades of {kind}:")
     changed = ("labels changed", "SFT rows", "added", "removed", "DPO pairs", "added", "removed")
     table = terminal.new_table("role", "nodes", *changed)
@@ -212,7 +212,7 @@ def _show_judge_use(requests: int, cost_usd: float | None) -> None:
 
 
 def _format_percent(share: float | None) -> str:
-    """Write a share, never rounded up to all."""
+    """Write a share in percent, never rounded up to 100 %."""
     if share is None:
         return "unknown"
     return "100 %" if share == 1 else f"{min(share, 0.9999) * 100:.2f} %"

@@ -26,11 +26,11 @@ _UNITS_S = {"m": 60, "h": 3_600, "d": 86_400}
 @click.command()
 @takes_version
 @click.argument("tag", metavar="TAG")
-@click.option("--move", is_flag=True, help="Take the tag from the version that has it.")
+@click.option("--move", is_flag=True, help="Move the tag from the version that has it now.")
 @click.option("--remove", is_flag=True, help="Remove the tag from VERSION's dataset.")
 @takes_json
 def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None:
-    """Give a version a name that stays with it. NAME@TAG opens it; a tagged version is never removed."""
+    """Give a version a name of your own. NAME@TAG opens it; a tagged version is never removed."""
     from malt.datasets.version.dataset_version import locate
     from malt.datasets.version.folders import number_of, remove_tag, set_tag
 
@@ -55,14 +55,14 @@ def _describe_tag(tagged: str, number: int | None, before: int | None) -> str:
 @click.command()
 @takes_version
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write into this new folder.")
-@click.option("--questions", metavar="SOURCE", help="Where the question file is now.")
-@click.option("--prompts", metavar="SET", help="Where the prompt set is now.")
+@click.option("--questions", metavar="SOURCE", help="New place of the question file.")
+@click.option("--prompts", metavar="SET", help="New place of the prompt set.")
 @trusts_code
 @takes_json
 def rebuild(
     version: str, out: Path | None, questions: str | None, prompts: str | None, trust_code: bool, as_json: bool
 ) -> int:
-    """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
+    """Rebuild a version from the store, with the same content. Into DIR, else in place if the version is damaged."""
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.engine import rebuild as rebuilding
@@ -87,12 +87,12 @@ def _rebuilt_json(rebuilt: "Rebuilt") -> dict[str, Any]:
 def _show_rebuilt(rebuilt: "Rebuilt") -> None:
     name, content = rebuilt.version.reference, rebuilt.version.manifest.content_sha256
     if rebuilt.path is None:
-        terminal.warn(f"error: {name} cannot be made again; nothing was written")
+        terminal.warn(f"error: {name} cannot be rebuilt; nothing was written")
         for difference in rebuilt.differences:
             terminal.warn(f"  {difference}")
     else:
         place = terminal.shorten_path(rebuilt.path)
-        done = f"rebuilt in {place}" if rebuilt.written else f"holds, and the store gives the same again: {place}"
+        done = f"rebuilt in {place}" if rebuilt.written else f"is intact, and the store gives the same content: {place}"
         terminal.say(f"{name} {done}\ncontent {content}")
 
 
@@ -120,23 +120,23 @@ def _describe_kept(shelf: str) -> str:
 
 
 def _read_age(text: str) -> float:
-    """Read an age such as 30d, 12h or 90m into seconds."""
+    """Convert an age such as 30d, 12h or 90m to seconds."""
     if (age := re.fullmatch(r"([0-9]+)([mhd])", text)) is None:
         raise click.BadParameter(f"{text!r} is no age; write 30d, 12h or 90m.")
     return int(age[1]) * _UNITS_S[age[2]]
 
 
 @click.command()
-@click.option("--delete/--dry-run", help="Remove it; without --delete it is only counted.")
-@click.option("--older-than", type=_read_age, default="30d", show_default=True, metavar="AGE", help="Keep younger.")
+@click.option("--delete/--dry-run", help="Remove what is found; by default it is only counted.")
+@click.option("--older-than", type=_read_age, default="30d", show_default=True, metavar="AGE", help="Minimum age.")
 @click.option(
     "--datasets", "also_in", type=click.Path(path_type=Path, file_okay=False, exists=True), multiple=True,
     metavar="DIR", help="Another folder of datasets made from this store; may be repeated.",
 )  # fmt: skip
-@click.option("--compact", is_flag=True, help="Then give the space back to the disk; nobody may write meanwhile.")
+@click.option("--compact", is_flag=True, help="Then return free space to the disk; nothing may write meanwhile.")
 @takes_json
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
-    """Find rows and folders that no version needs. They are counted; --delete removes them."""
+    """Find rows and folders that no version needs. Counts them; --delete removes them."""
     from malt.config.settings import Settings
     from malt.datasets.publish.removal import collect_garbage
     from malt.llm.store.samples import Store
@@ -162,11 +162,11 @@ def _show_garbage(garbage: "Garbage", deleted: bool) -> None:
     terminal.say(f"  {garbage.rows:,} rows of the store, {terminal.format_bytes(garbage.row_bytes)}")
     terminal.say(f"  {garbage.folders:,} unfinished folders and links, {terminal.format_bytes(garbage.folder_bytes)}")
     versions = count_noun(garbage.versions, "version")
-    terminal.say(f"what the {versions} there use stays" + ("" if deleted else "; to remove the rest: --delete"))
+    terminal.say(f"rows that the {versions} use are kept" + ("" if deleted else "; to remove the others: --delete"))
 
 
 class _ListsFormats(click.Command):
-    """A command whose help ends with the formats; they are imported for that alone."""
+    """A command whose help ends with the export formats, which are imported only then."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own
         from malt.datasets.export.formats import FORMATS
@@ -221,7 +221,7 @@ def _show_export_warnings(exported: "Exported") -> None:
 
 
 def _list_empty(manifest: "ExportManifest") -> list[str]:
-    """Name the files without rows, of the splits that have some."""
+    """Return the files without rows, in splits that have rows."""
     splits = {"train", *(file.split for file in manifest.files)}
     return [file.path for file in manifest.empty if file.split in splits]
 
@@ -229,14 +229,14 @@ def _list_empty(manifest: "ExportManifest") -> list[str]:
 @click.command()
 @takes_version
 @click.argument("dest", metavar="DEST")
-@click.option("--public", is_flag=True, help="Let anyone read it: a repository on the Hub is private otherwise.")
+@click.option("--public", is_flag=True, help="Make a new repository on the Hub public; by default it is private.")
 @takes_json
 def push(version: str, dest: str, public: bool, as_json: bool) -> None:
-    """Put a version where others read it, and check it there.
+    """Upload a version to a shared place, and verify it there.
 
     DEST is hf://datasets/OWNER/NAME (models: hf://OWNER/NAME), s3://bucket/prefix, any URL that fsspec knows, or a
-    folder. Only what is missing is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and
-    a tag, and a model's card on main tells what evaluations of it found; elsewhere it lands in DEST/<name>/v<N>/.
+    folder. Only missing files are sent, and no file there is overwritten. On the Hub a version becomes one commit and
+    a tag, and a model's card on main shows the results of its evaluations; elsewhere it is put in DEST/<name>/v<N>/.
     Credentials come from the environment.
     """
     from malt.datasets.push.push import push as push_version
@@ -247,7 +247,7 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
 
 
 def _write_card(version: "AnyVersion") -> str | None:
-    """Write a model's card with what evaluations of it found; None where there are none."""
+    """Return a model's card with the results of its evaluations; None without evaluations."""
     from malt.evaluation.card import find_results, render_model_card
     from malt.models.version import ModelVersion
 
@@ -263,5 +263,5 @@ def _show_pushed(pushed: "Pushed") -> None:
     else:
         terminal.say(f"{pushed.version} was at {pushed.url}{readers} already; nothing was sent")
     if pushed.card is not None:
-        terminal.say(f"  card      tells what evaluations found, on main ({pushed.card[:12]})")
-    terminal.say(f"  verified  {pushed.verified} files by their digests there")
+        terminal.say(f"  card      shows evaluation results, on main ({pushed.card[:12]})")
+    terminal.say(f"  verified  {pushed.verified} files there by their digests")

@@ -1,7 +1,7 @@
-"""The `malt` command: its subcommands, and how it ends.
+"""The `malt` command: its subcommands, error reports and exit codes.
 
-Exit codes: 0 done, 1 failed branches or a check that did not hold, 2 the command or the config is wrong, 3 stopped at a
-limit, 4 batches are still under way (--no-wait), 130 interrupted.
+Exit codes: 0 done, 1 failed branches or a failed check, 2 the command or the config is wrong, 3 stopped at a limit,
+4 batches are still under way (--no-wait), 130 interrupted.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ _COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Services": (service.up, service.doctor),
 }  # fmt: skip
 _LONGEST_ERROR = 400
-"""Characters of an unexpected error."""
+"""Most characters shown of an unexpected error."""
 
 
 def main() -> None:
@@ -70,12 +70,12 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _UNEXPECTED
-    signal.signal(signal.SIGINT, lambda *_: os._exit(code))  # all is done: nothing that still ends here is missed
+    signal.signal(signal.SIGINT, lambda *_: os._exit(code))  # the work is done: no need to wait for Python's shutdown
     sys.exit(code)
 
 
 def _open_outputs() -> None:
-    """Make stdout and stderr take anything: in any encoding, and where they were closed from the start."""
+    """Make stdout and stderr accept any text in any encoding, even if they were closed from the start."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the end
@@ -83,10 +83,10 @@ def _open_outputs() -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints the library's log lines."""
+    """Prints the library's log lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a line, above the progress bars where there are any."""
+        """Print a line, above any progress bars."""
         print(escape_controls(record.getMessage()), file=sys.stderr, flush=True)
 
 
@@ -100,7 +100,9 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
         print(error.format_message())
         return 2
     except click.ClickException as error:
-        return _report(f"{error.format_message()} See: malt --help", 2, debug=debug)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        message = error.format_message().removesuffix(".")
+        return _report(f"{message}. See: {context.command_path if context else 'malt'} --help", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         from malt.engine.signals import MESSAGE
 
@@ -123,7 +125,7 @@ def _report(message: str, code: int, *, debug: bool) -> int:
 
 
 class _Sections(click.Group):
-    """A group whose help lists its commands by what they are for, in the order of the work."""
+    """A group whose help lists its commands by purpose, in the order of the work."""
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in _COMMANDS.items():

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands take, and what they name."""
+"""Arguments and options of several commands, and the lookup of the versions and roles that they name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes_config(command: F) -> F:
-    """Give a command its CONFIG argument, and the options that change it."""
+    """Add the CONFIG argument to a command, and the options that override its keys."""
     for add in (
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N questions."),
         click.option(
@@ -31,7 +31,7 @@ def takes_config(command: F) -> F:
 
 
 def takes_grading(command: F) -> F:
-    """Give a command the config that declares its graders, and the option that changes it."""
+    """Add the option for a config that declares the graders, and the option that overrides its keys."""
     for add in (
         click.option("-s", "--set", "override", multiple=True, metavar="KEY=VALUE", help="Override a key of C."),
         click.option("--config", type=click.Path(path_type=Path), metavar="C", help="Take the evaluator of a config."),
@@ -47,7 +47,7 @@ shows_files = click.option("--files", is_flag=True, help="Print the rows of each
 
 
 def open_any(reference: str) -> "AnyVersion":
-    """Open a version of whatever kind the reference names."""
+    """Open the dataset, model or evaluation version that the reference names."""
     from malt.datasets.version.dataset_version import open_version
     from malt.datasets.version.published import find_kind
     from malt.evaluation.version import open_evaluation
@@ -58,7 +58,7 @@ def open_any(reference: str) -> "AnyVersion":
 
 
 def find_role(name: str, what: str = "--role ") -> "Role":
-    """Return the trained role of a name. Raises `InputError` where there is none."""
+    """Return the trained role of this name. Raises `InputError` for an unknown name."""
     from malt.config.roles import PLAYERS
     from malt.errors import InputError
 

@@ -1,4 +1,4 @@
-"""How far a run or a training is, shown on stderr while it goes on, and what limits a run's rate."""
+"""Progress of a run or a training, shown on stderr, and what limits a run's rate."""
 
 import threading
 import time
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines if there is no terminal."""
 _CPU_BOUND = 0.9
-"""Share of a processor from which on this process itself is the limit: it asks from one thread."""
+"""Share of one processor above which this process itself limits the rate: it sends requests from one thread."""
 
 
 @contextmanager
 def progress(spec: RunSpec, questions: int) -> Iterator[None]:
-    """Show on stderr how far a run is, by role: a bar on a terminal, a line now and then elsewhere."""
+    """Show a run's progress by role on stderr: bars on a terminal, else a line every few seconds."""
     from malt.llm.client.session import latest_session
     from malt.trees.growth import nodes_per_question
 
@@ -60,7 +60,7 @@ def _count_completions(tally: "Tally", role: Role) -> int:
 
 
 class CpuMeter:
-    """How much of one processor this process used since the last reading."""
+    """Meter of the share of one processor that this process used since the last reading."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.monotonic(), time.process_time()
@@ -73,14 +73,14 @@ class CpuMeter:
 
 
 def limited_by(cpu_share: float, endpoints: Sequence[str]) -> str:
-    """Name what limits the rate: this process itself, else what most of its endpoints wait for."""
+    """Return what limits the rate: `CPU` for this process itself, else what most of its endpoints wait for."""
     if cpu_share >= _CPU_BOUND:
         return "CPU"
     return Counter(endpoints).most_common(1)[0][0] if endpoints else "nothing"
 
 
 def _show_bars(expected: dict[Role, int], find: "Callable[[], Session | None]", done: threading.Event) -> None:
-    """Keep a bar a role, with the rate of new completions and the time left, and a line on what limits the rate."""
+    """Show one bar per role, with the rate of new completions and the time left, and a line on what limits the rate."""
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(bar_width=20),
@@ -119,7 +119,7 @@ def _print_lines(expected: dict[Role, int], find: "Callable[[], Session | None]"
 
 @contextmanager
 def training_progress() -> "Iterator[Tell]":
-    """Show on stderr how training goes: a bar a stage on a terminal, a line now and then elsewhere."""
+    """Show a training's progress on stderr: one bar per stage on a terminal, else a line every few seconds."""
     if not console(stderr=True).is_terminal:
         yield _announcing(_Lines())
         return
@@ -129,7 +129,7 @@ def training_progress() -> "Iterator[Tell]":
 
 
 def _announcing(tell: "Tell") -> "Tell":
-    """Say, before anything else is told, whom a training waits for."""
+    """Return `tell`, preceded by a message about the process that a training waits for."""
 
     def announce(event: Mapping[str, Any]) -> None:
         if event["event"] == "waiting":
@@ -140,7 +140,7 @@ def _announcing(tell: "Tell") -> "Tell":
 
 
 class _Lines:
-    """Prints a line at the first and last step of a stage, and now and then between."""
+    """Prints a line at the first and last step of a stage, and every few seconds between."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -155,7 +155,7 @@ class _Lines:
 
 
 class _Bars:
-    """Keeps a bar a role and stage."""
+    """Shows one bar per role and stage."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars, self._tasks = bars, dict[str, TaskID]()

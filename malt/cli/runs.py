@@ -1,4 +1,4 @@
-"""Commands that grow and assemble: `plan`, `run`, `rerun`, `assemble`; and `batches`, which lie with providers."""
+"""Commands that grow and assemble: `plan`, `run`, `rerun`, `assemble`; and `batches`, pending at providers."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -44,12 +44,12 @@ def _split_roles(context: click.Context, option: click.Parameter, value: str | N
 
 
 def _takes_refresh(command: F) -> F:
-    """Give a command the options that name what to ask anew."""
+    """Add the options that choose which answers to ask for again."""
     for add in (
         click.option(
-            "--questions", callback=_split_names, metavar="ID,…", help="With --refresh: about these questions alone."
+            "--questions", callback=_split_names, metavar="ID,…", help="With --refresh: only for these questions."
         ),
-        click.option("--refresh", callback=_split_roles, metavar="ROLE,…", help="Ask these roles anew: evaluator too."),
+        click.option("--refresh", callback=_split_roles, metavar="ROLE,…", help="Roles to ask again; evaluator too."),
     ):
         command = add(command)
     return command
@@ -57,12 +57,12 @@ def _takes_refresh(command: F) -> F:
 
 def _check_refresh(refresh: "Sequence[Role]", questions: "Sequence[str]") -> None:
     if questions and not refresh:
-        raise ConfigError("--questions goes with --refresh; to ask for what is missing of some: malt rerun NAME")
+        raise ConfigError("--questions needs --refresh; to ask for missing answers of some questions: malt rerun NAME")
 
 
 @click.command()
 @takes_config
-@click.option("--pilot", type=click.IntRange(1), metavar="K", help="First ask K questions, and quote from those.")
+@click.option("--pilot", type=click.IntRange(1), metavar="K", help="First grow K questions, and quote from them.")
 @_takes_refresh
 @takes_json
 def plan(
@@ -74,7 +74,7 @@ def plan(
     questions: "Sequence[str]",
     as_json: bool,
 ) -> int:
-    """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    """Quote a run: requests, completions, tokens and cost. Counts stored answers; only a pilot calls a model."""
     from malt.engine.job import check_models
     from malt.engine.plan import plan as quote
     from malt.engine.runner import choose_questions, run_pilot
@@ -96,8 +96,8 @@ def plan(
 
 
 def _plan_json(quoted: "Plan", evaluation: "EvaluationPlan | None") -> dict[str, Any]:
-    told = quoted.model_dump(mode="json")
-    return told if evaluation is None else {**told, "evaluation": evaluation.model_dump(mode="json")}
+    written = quoted.model_dump(mode="json")
+    return written if evaluation is None else {**written, "evaluation": evaluation.model_dump(mode="json")}
 
 
 def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
@@ -108,7 +108,7 @@ def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
 
 @click.command()
 @takes_config
-@click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
+@click.option("--no-wait", is_flag=True, help="Batch mode: submit, collect finished batches, and exit (code 4).")
 @_takes_refresh
 @shows_files
 @takes_json
@@ -122,7 +122,7 @@ def run(
     files: bool,
     as_json: bool,
 ) -> int:
-    """Grow, grade and publish. Asks only for what the store does not hold."""
+    """Grow, grade and publish. Asks only for answers that the store lacks."""
     _check_refresh(refresh, questions)
     if no_wait:
         override = (*override, "run.wait=false")
@@ -143,10 +143,10 @@ def run(
 
 @click.command()
 @click.argument("name", metavar="NAME")
-@click.option("--questions", callback=_split_names, metavar="ID,…", help="Ask about these questions alone.")
-@click.option("--roles", callback=_split_roles, metavar="ROLE,…", help="Ask these roles alone.")
-@click.option("--refresh", is_flag=True, help="Ask anew where the store has an answer, which is set aside.")
-@click.option("--config", type=click.Path(path_type=Path), help="What declares the dataset; else its newest version.")
+@click.option("--questions", callback=_split_names, metavar="ID,…", help="Ask only for these questions.")
+@click.option("--roles", callback=_split_roles, metavar="ROLE,…", help="Ask only these roles.")
+@click.option("--refresh", is_flag=True, help="Set stored answers aside and ask again.")
+@click.option("--config", type=click.Path(path_type=Path), help="Config of the dataset; else its newest version's.")
 @shows_files
 @takes_json
 def rerun(
@@ -158,7 +158,7 @@ def rerun(
     files: bool,
     as_json: bool,
 ) -> int:
-    """Ask again for part of a dataset, and publish. For what is missing, or with --refresh for all of it anew."""
+    """Ask again for part of a dataset, and publish. Only missing answers, or with --refresh all of that part."""
     from malt.engine.job import read_job
     from malt.engine.runner import read_declared
 
@@ -196,7 +196,7 @@ def _read_job(config: Path, override: tuple[str, ...], limit: int | None) -> "Jo
 
 
 def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[Job, Server | None]":
-    """Read a config and all that it names while a Prefect server starts; None where there is no flow to run."""
+    """Read a config and its inputs while a Prefect server starts; the server is None if flows cannot be run."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.hosting.private_prefect import connect
@@ -205,20 +205,20 @@ def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple
     if missing := find_missing():
         _warn_of_no_flow(spec.run.task_runner, missing)
     server = None if missing else connect(Settings().data_dir)
-    with paused_gc():  # and not before, for it takes half a second
+    with paused_gc():  # after the server's start: this import takes half a second
         from malt.engine.job import read_job
     return read_job(spec), server
 
 
 def _warn_of_no_flow(task_runner: str, missing: str) -> None:
-    """Say that Prefect is not at hand. Raises `ConfigError` for a task runner that needs it."""
+    """Warn that Prefect is not available. Raises `ConfigError` for a task runner that needs it."""
     if task_runner != "threads":
         raise ConfigError(f"run.task_runner = {task_runner!r} needs {missing}; leave it out")
     terminal.warn(f"this run is not recorded in Prefect: that needs {missing}")
 
 
 def find_missing() -> str:
-    """Name what is not at hand of what a flow needs; empty where it can be run."""
+    """Return what is missing to run a flow; empty if nothing is."""
     if find_spec("prefect") is None:
         return "Prefect (pip install 'malt-trees[prefect]') and a checkout of the project"
     if find_spec("flows") is None or find_spec("flows.generate") is None:
@@ -237,7 +237,7 @@ def run_here(work: "Coroutine[Any, Any, RunSummary]") -> "RunSummary":
 
 
 def _run_flow(name: str, job: "Job", server: "Server") -> "RunSummary":
-    """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
+    """Run a flow in this process and return its summary. Raises the flow's own error if it has no summary."""
     from malt.engine.job import handing_over
 
     with handing_over(job):
@@ -246,7 +246,7 @@ def _run_flow(name: str, job: "Job", server: "Server") -> "RunSummary":
 
 
 def flow_result(name: str, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - each flow has its own
-    """Run a flow here, and return what it came to. Raises the flow's own error where that is one."""
+    """Run a flow in this process and return its result. Raises the flow's own error."""
     from malt.engine import signals
     from malt.llm.provider import call
 
@@ -262,7 +262,7 @@ def flow_result(name: str, spec: "RunSpec", server: "Server") -> Any:  # noqa: A
 
 
 async def _await_flow(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - Prefect is not imported here
-    """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
+    """Run a flow to its end and return its result in any state: a flow with failed branches has a summary too."""
     from httpx import HTTPError
 
     try:
@@ -274,13 +274,13 @@ async def _await_flow(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # n
 
 
 def describe_loss(server: "Server", error: Exception) -> str:
-    """Say that Prefect's server went away while a flow ran."""
-    said = f"Prefect's server, {server.api_url}, does not take what it is told any more: {error}"
-    return f"{' '.join(said.split())}. What was paid for is in the store: {server.when_lost}"
+    """Return the message that Prefect's server was lost while a flow ran."""
+    lost = f"Prefect's server at {server.api_url} no longer answers this run: {error}"
+    return f"{' '.join(lost.split())}. What was paid for is in the store: {server.when_lost}"
 
 
 def _finish(summary: "RunSummary", *, files: bool, as_json: bool) -> int:
-    """Print a run's summary, its failures on stderr, and return the exit code."""
+    """Print a run's summary, and its failures on stderr; return the exit code."""
     terminal.show_report(summary, partial(summaries.show_summary, files=files), as_json=as_json)
     summaries.show_failures(summary)
     return summary.exit_code
@@ -288,10 +288,10 @@ def _finish(summary: "RunSummary", *, files: bool, as_json: bool) -> int:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--forget", multiple=True, metavar="BATCH", help="Let it go: its items are asked and paid for again.")
+@click.option("--forget", multiple=True, metavar="BATCH", help="Forget it: its items are asked and paid for again.")
 @takes_json
 def batches(name: str | None, forget: tuple[str, ...], as_json: bool) -> None:
-    """List the batches that are under way. Those of NAME, or all; --forget lets one go that nobody can collect."""
+    """List the batches under way. Those of NAME, or all; --forget drops one that can no longer be collected."""
     from malt.config.settings import Settings
     from malt.llm.store.batches import BatchStore
     from malt.llm.store.samples import Store
@@ -300,7 +300,7 @@ def batches(name: str | None, forget: tuple[str, ...], as_json: bool) -> None:
         book = BatchStore(store)
         listed = book.list_open(name)
         samples = book.count_samples()
-        forgotten = [_find_batch(listed, told) for told in forget]
+        forgotten = [_find_batch(listed, name_or_mark) for name_or_mark in forget]
         for batch in forgotten:
             book.forget(batch.mark)
     rows = [_describe_batch(batch, samples.get(batch.mark, 0)) for batch in forgotten or listed]
@@ -314,11 +314,11 @@ def _find_batch(listed: "Sequence[Batch]", name: str) -> "Batch":
     for batch in listed:
         if name in (batch.batch_id, batch.mark):
             return batch
-    raise ConfigError(f"--forget {name}: no such batch is under way; malt batches lists those that are")
+    raise ConfigError(f"--forget {name}: no such batch is under way; `malt batches` lists those that are")
 
 
 def _describe_batch(batch: "Batch", samples: int) -> dict[str, Any]:
-    """Describe a batch; `batch` is the provider's name, else our own: `malt_mark` in its metadata there."""
+    """Describe a batch; key `batch` is the provider's id, else our own: `malt_mark` in its metadata there."""
     return {
         "batch": batch.label,
         "dataset": batch.dataset,

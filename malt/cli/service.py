@@ -1,4 +1,4 @@
-"""Commands about what surrounds a run: `up`, `doctor`."""
+"""Commands that serve or check: `up`, `doctor`, `serve`."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Of the server and its UI."
+    "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Port of the server and its UI."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others reach it there.")
-@click.option("--redeploy", is_flag=True, help="Bring all deployments back to prefect.yaml, whatever the UI set.")
-@click.option("--postgres", is_flag=True, help="Keep its records in PostgreSQL: for more than a trial.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--redeploy", is_flag=True, help="Reset all deployments to prefect.yaml, whatever the UI set.")
+@click.option("--postgres", is_flag=True, help="Keep the server's records in PostgreSQL: for more than a trial.")
 def up(port: int, host: str, redeploy: bool, postgres: bool) -> None:
-    """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
+    """Serve Prefect's UI with all deployments and a worker. If PREFECT_API_URL names a server, those join it."""
     from malt.config.settings import Settings
     from malt.hosting.up import up as serve
 
@@ -35,7 +35,7 @@ def up(port: int, host: str, redeploy: bool, postgres: bool) -> None:
 @takes_config
 @takes_json
 def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
-    """Try what a run needs, each endpoint by one cheap call. Says what works, what does not, what to do."""
+    """Check what a run needs, each endpoint by one cheap call. Shows what works, what fails, what to do."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.hosting.doctor import examine
@@ -56,10 +56,10 @@ def _show_each(checks: Iterable["Check"]) -> Iterator["Check"]:
 
 @click.command()
 @takes_config
-@click.option("--system", metavar="NAME", help="Of [evaluate.systems]; by default the first one.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="On 127.0.0.1.")
+@click.option("--system", metavar="NAME", help="System of [evaluate.systems]; by default the first.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="Port on 127.0.0.1.")
 def serve(config: Path, override: tuple[str, ...], limit: int | None, system: str | None, port: int) -> None:
-    """Serve the trio as one OpenAI-compatible model. On loopback, with a key of its own, or MALT_SERVE_KEY's."""
+    """Serve the trio as one OpenAI-compatible model. On loopback, with a new key, or that in MALT_SERVE_KEY."""
     import os
     import sys
 
@@ -68,10 +68,11 @@ def serve(config: Path, override: tuple[str, ...], limit: int | None, system: st
     from malt.hosting import serving
 
     trio = serving.open_trio(load_spec(config, override, limit), system, Settings())
+    claimed = serving.claim_port(port)
     key = os.environ.get("MALT_SERVE_KEY") or serving.new_key()
     _show_address(port, trio.name, key if "MALT_SERVE_KEY" not in os.environ else "as in MALT_SERVE_KEY")
-    sys.stdout.flush()  # a pipe would have it when the server ends
-    serving.serve(trio, key, port)
+    sys.stdout.flush()  # a pipe is buffered: its reader would see the address only when the server ends
+    serving.serve(trio, key, claimed)
 
 
 def _show_address(port: int, model: str, key: str) -> None:
@@ -81,7 +82,7 @@ def _show_address(port: int, model: str, key: str) -> None:
 
 
 def _find_project() -> Path:
-    """Return the checkout that flows/ lies in. Raises `ConfigError` where there is none."""
+    """Return the checkout that holds flows/. Raises `ConfigError` without one."""
     flows = importlib.util.find_spec("flows")
     folder = Path(flows.origin).parents[1] if flows and flows.origin else Path.cwd()
     if not (folder / "prefect.yaml").is_file():

@@ -1,4 +1,4 @@
-"""What `malt plan`, `malt run` and `malt assemble` print for people."""
+"""Output of `malt plan`, `malt run` and `malt assemble` for people: quotes, summaries, failures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -17,28 +17,28 @@ _GRADE_WORDS = {"right": "correct", "wrong": "incorrect"}
 
 
 def show_plan(plan: "Plan") -> None:
-    """Print a quote: a table that fits into 80 columns, then who is asked and what the figures rest on."""
+    """Print a quote: a table that fits into 80 columns, then the models and the basis of the figures."""
     table = terminal.new_table("role", *QUOTED)
     for role, quoted in plan.roles.items():
         table.add_row(role.value, *quoted_figures(quoted))
     table.add_row("total", *quoted_figures(plan), style="bold")
-    anew = f", {' and '.join(plan.refresh)} anew, with what may follow from it" if plan.refresh else ""
-    terminal.say(f"{plan.dataset}: {count_noun(plan.questions, 'question')}; still to be asked{anew}:")
+    again = f", {' and '.join(plan.refresh)} again, with texts that may depend on it" if plan.refresh else ""
+    terminal.say(f"{plan.dataset}: {count_noun(plan.questions, 'question')}; still to be asked{again}:")
     terminal.say(table)
     if ranges := _describe_ranges(plan):
-        terminal.say(f"the total may come out at {ranges}")
+        terminal.say(f"the total may be anywhere in {ranges}")
     for gate, count in plan.excluded.items():
         terminal.say(f"{count_noun(count, 'question')} will give no training rows: {gate} in [dataset]")
     modes = {"direct": "", "batch": ", in batches"}
     asked = {role: each.model + modes[each.mode] for role, each in plan.roles.items()}
-    for said in (asked, {role: each.basis for role, each in plan.roles.items()}):
-        for text in dict.fromkeys(said.values()):
-            roles = ", ".join(role.value for role in said if said[role] == text)
+    for notes in (asked, {role: each.basis for role, each in plan.roles.items()}):
+        for text in dict.fromkeys(notes.values()):
+            roles = ", ".join(role.value for role in notes if notes[role] == text)
             terminal.say(f"{roles}: {text}", style="dim")
 
 
 QUOTED = ("requests", "completions", "stored", "tokens in", "tokens out", "cost")
-"""What `quoted_figures` writes."""
+"""Columns of `quoted_figures`."""
 
 
 def quoted_figures(quoted: "Quote") -> Iterator[str]:
@@ -48,7 +48,7 @@ def quoted_figures(quoted: "Quote") -> Iterator[str]:
 
 
 def _describe_ranges(plan: "Plan") -> str:
-    """Write between what the tokens and the cost may come out, where that is not one figure."""
+    """Write the ranges of tokens and cost, leaving out those of one figure."""
     low, high, dollars = plan.low, plan.high, terminal.format_dollars
     found = [
         (low.prompt_tokens, high.prompt_tokens, f"{low.prompt_tokens:,}-{high.prompt_tokens:,} tokens in"),
@@ -59,7 +59,7 @@ def _describe_ranges(plan: "Plan") -> str:
 
 
 def show_summary(summary: "RunSummary", *, files: bool = False) -> None:
-    """Print what came of a run, what it took, and what to look at next; with `files` the rows of each."""
+    """Print a run's result, its cost, and the next commands; with `files` the rows of each file."""
     state = "new" if summary.created else "unchanged"
     terminal.say(
         f"{summary.dataset}: nothing published"
@@ -112,7 +112,7 @@ def show_failures(summary: "RunSummary") -> None:
 
 
 def show_shortfall(shortfall: "Shortfall") -> int:
-    """Print what a pilot did not get, and return the exit code."""
+    """Print the failures of a pilot, and return the exit code."""
     if shortfall.stopped:
         terminal.warn(f"error: the pilot stopped: {shortfall.stopped}")
     elif shortfall.failures:

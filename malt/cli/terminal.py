@@ -1,6 +1,6 @@
-"""A terminal that no text can steer, and what is written alike everywhere: tables, lists of versions, costs, JSON.
+"""Terminal output that escapes control characters, and shared formats: tables, lists of versions, costs, JSON.
 
-Rich is imported when something is printed: `malt --help` does without. Nothing printed is read as markup.
+Rich is imported only when something is printed, to keep `malt --help` fast. Nothing printed is read as markup.
 """
 
 import sys
@@ -23,7 +23,7 @@ R = TypeVar("R", bound="BaseModel")
 
 _LINE_LENGTH = 160
 _PLAIN_WIDTH = 160
-"""Columns where stdout is no terminal."""
+"""Columns if stdout is no terminal."""
 
 
 @cache
@@ -36,7 +36,7 @@ def console(*, stderr: bool = False) -> "Console":
 
     class InertConsole(Console):
         def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's own options, passed on
-            """Turn a string into rich's text; strings in tables and trees come by here too."""
+            """Convert a string to rich's text; strings in tables and trees pass through here too."""
             return super().render_str(escape_controls(text), **options)
 
     width = None if stderr or sys.stdout.isatty() else _PLAIN_WIDTH
@@ -63,7 +63,7 @@ def styled(*parts: str | tuple[str, str]) -> "Text":
 
 
 def emit(value: object) -> None:
-    """Print one JSON object, in any encoding."""
+    """Print one JSON object; escape non-ASCII characters unless stdout is UTF-8."""
     from malt.sanitize import dump_json
 
     print(dump_json(value, ascii_only=sys.stdout.encoding.lower() != "utf-8"))
@@ -85,7 +85,7 @@ def new_table(*columns: str) -> "Table":
 
 
 def format_dollars(cost: float | None) -> str:
-    """Write a cost as every page does; an unknown one is not zero."""
+    """Write a cost as reports do; an unknown cost is not shown as zero."""
     from malt.datasets.stats import figures
 
     return figures.format_dollars(cost)
@@ -96,13 +96,13 @@ def format_bytes(size: int) -> str:
 
 
 def shorten_path(path: str | Path) -> str:
-    """Write a path as seen from the current folder, where it lies below it."""
+    """Write a path relative to the current folder if it is below it."""
     here = Path.cwd()
     return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
 
 
 def shorten_name(name: str) -> str:
-    """Leave out the middle of a model's name that is longer than a quarter of a line; both ends tell models apart."""
+    """Cut the middle out of a model's name longer than a quarter of a line; both ends identify a model."""
     longest = max(20, console().width // 4)
     kept = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:kept]}…{name[-(longest - 1 - kept) :]}"
@@ -115,7 +115,7 @@ def one_line(text: str, longest: int = _LINE_LENGTH, more: str = "…") -> str:
 
 
 def show_rows(rows: dict[str, int]) -> None:
-    """Print the rows of a version's files, a file a line; empty validation files are left out."""
+    """Print the row counts of a version's files, one file per line; empty validation files are left out."""
     for file, count in rows.items():
         if count or ".validation." not in file:
             say(f"  {file:<28} {count:>8,} rows")
@@ -146,7 +146,7 @@ def _identify(version: "Published[Any]") -> dict[str, object]:
 def show_listing(
     listed: "Listed[V]", columns: Sequence[str], describe: Callable[[V], Iterable[str]], none_yet: str
 ) -> int:
-    """Print versions as a table with these columns among others, on stderr those that cannot be read.
+    """Print versions as a table with these extra columns, and unreadable versions on stderr.
 
     Returns the exit code.
     """
@@ -165,6 +165,6 @@ def show_listing(
 
 
 def show_head(version: "Published[Any]") -> None:
-    """Print what a version is called, where it is, its digest and its date."""
+    """Print a version's reference, path, digest and date."""
     say(styled((version.reference, "bold"), f"  {shorten_path(version.path)}"))
     say(f"content {version.manifest.content_sha256}, made {version.manifest.created_at:%Y-%m-%d %H:%M} UTC")

@@ -1,4 +1,4 @@
-"""Commands that make models of datasets, serve them, and go round: `train`, `models`, `serve-adapters`, `improve`."""
+"""Commands that train models on datasets and serve them: `train`, `models`, `serve-adapters`, `improve`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from malt.training.run import TrainSummary
 
 _COUNTED = ("rows", "median", "longest", "max_length", "tokens", "steps")
-"""What a plan counts of a stage."""
+"""Counts that a plan shows for each stage."""
 
 
 @click.command()
 @takes_version
 @click.option("-c", "--config", type=click.Path(path_type=Path), metavar="CONFIG", help="Take [train] of this config.")
 @click.option("-s", "--set", "override", multiple=True, metavar="KEY=VALUE", help="Override a key, such as train.base.")
-@click.option("--plan", "plans", is_flag=True, help="Say what it would take, and train nothing.")
+@click.option("--plan", "plans", is_flag=True, help="Show time and memory, and train nothing.")
 @takes_json
 def train(version: str, config: Path | None, override: tuple[str, ...], plans: bool, as_json: bool) -> None:
-    """Train the roles on a dataset version, into a model version. Goes on where an earlier call was stopped."""
+    """Train the roles on a dataset version, into a model version. Resumes an earlier call that was stopped."""
     from malt.cli.progress import training_progress
     from malt.datasets.version.dataset_version import open_version
     from malt.training.process import check_installed
@@ -56,7 +56,7 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
 
 
 def _plan_training(version: "DatasetVersion", spec: "TrainSpec", *, as_json: bool) -> None:
-    """Quote a training, or as much of it as the packages that are installed can tell."""
+    """Quote a training; without the training packages, only its rows and steps."""
     from malt.config.settings import Settings
     from malt.training.plan import plan, plan_rows
     from malt.training.process import check_installed
@@ -71,13 +71,13 @@ def _plan_training(version: "DatasetVersion", spec: "TrainSpec", *, as_json: boo
 
 
 def _warn_of_others(trees: str, grown: "RunSpec", spec: "TrainSpec") -> None:
-    """Say so where trees are grown by another model than the one that is trained."""
+    """Warn if another model grew the trees than the one to be trained."""
     from malt.config.roles import PLAYERS
 
     names = {grown.roles[role].model for role in PLAYERS}
     others = sorted(name for name in names if "@" not in name and not name.endswith(spec.base))
     if others:
-        terminal.warn(f"{trees}: grown by {', '.join(others)}; what is trained is train.base = {spec.base}")
+        terminal.warn(f"{trees}: grown by {', '.join(others)}, but the model to be trained is train.base = {spec.base}")
 
 
 @click.command()
@@ -100,13 +100,13 @@ def models(name: str | None, as_json: bool) -> int:
 @click.option(
     "--to", "url", required=True, metavar="URL", help="The server's address, such as http://127.0.0.1:8000/v1."
 )
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the server sees the version's folder.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Path of the version's folder on the server.")
 @click.option("--key-env", default="", metavar="NAME", help="Environment variable with the server's key.")
 @takes_json
 def serve_adapters(model: str, url: str, folder: Path | None, key_env: str, as_json: bool) -> None:
-    """Load a model's adapters into vLLM, and prove them.
+    """Load a model's adapters into vLLM, and verify them.
 
-    What answers must be what was trained: log-probabilities are compared with those of training, else exit code 2.
+    The server's log-probabilities are compared with those of training; exits with code 2 if they differ.
     """
     from malt.models.adapters import serve_adapters as serve
     from malt.models.version import open_model
@@ -136,9 +136,9 @@ def _show_summary(summary: "TrainSummary") -> None:
     terminal.say(table)
     _show_skipped(summary.skipped)
     reference = f"{summary.models}@v{summary.version}"
-    state = "" if summary.created else ", as it was already"
+    state = "" if summary.created else " (unchanged)"
     terminal.say(f"{reference}{state}: {terminal.shorten_path(summary.path)}")
-    terminal.say(f'a role is played by it with: model = "{reference}"')
+    terminal.say(f'to use it for a role: model = "{reference}"')
 
 
 _STAGE_COLUMNS = ("stage.", "rows", "trained", "steps", "first loss", "last loss")
@@ -167,7 +167,7 @@ def _show_rows_plan(plan: "RowsPlan") -> None:
             table.add_row(role.value, name, *(f"{getattr(stage, count):,}" for count in _COUNTED))
     terminal.say(table)
     _show_skipped(plan.skipped)
-    terminal.say("tokens as the dataset counted them; memory, time, and what the base itself counts need the packages")
+    terminal.say("tokens as the dataset counted them; memory, time and the base's own counts need the packages")
 
 
 def _show_skipped(skipped: "Sequence[str]") -> None:
@@ -176,7 +176,7 @@ def _show_skipped(skipped: "Sequence[str]") -> None:
 
 
 def _show_plan(plan: "TrainPlan") -> None:
-    sizes = f"{plan.parameters / 1e6:,.0f} M numbers, {plan.trainable / 1e6:,.1f} M of them trained"
+    sizes = f"{plan.parameters / 1e6:,.0f} M parameters, {plan.trainable / 1e6:,.1f} M of them trained"
     terminal.say(f"{plan.models}: {plan.dataset} on {plan.base} ({sizes}), {plan.device}")
     table = terminal.new_table("role", "stage.", *_COUNTED, "trained", "GB", "s")
     for role, quoted in plan.roles.items():
@@ -190,12 +190,12 @@ def _show_plan(plan: "TrainPlan") -> None:
         if stage.refused:
             terminal.say(f"refused: {stage.refused}")
     terminal.say(
-        f"about {plan.seconds / 60:,.0f} min and {plan.memory_gb:.1f} GB; reckoned from a probe of half a second"
+        f"about {plan.seconds / 60:,.0f} min and {plan.memory_gb:.1f} GB; estimated from a probe of half a second"
     )
 
 
 def show(reference: str, role: str | None, *, as_json: bool) -> None:
-    """Print what is in a model version, or one role's part of it."""
+    """Print a model version, or one role's part of it."""
     from malt.models.version import open_model
 
     version = open_model(reference)
@@ -239,7 +239,7 @@ def diff(old: str, new: str, *, as_json: bool) -> None:
 
 
 def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
-    """Name what a model was trained on, and print its rows unless one of them is to be explained."""
+    """Return the dataset version that a model, or the row `row_id`, comes from; without `row_id`, print its rows."""
     from malt.models.compare import explain_model
     from malt.models.version import open_model
 
@@ -261,13 +261,13 @@ def _show_origin(origin: "Origin") -> None:
 
 @click.command()
 @takes_config
-@click.option("--rounds", type=click.IntRange(1), metavar="N", help="How many rounds in all; overrides improve.rounds.")
-@click.option("--plan", "plans", is_flag=True, help="Quote all rounds, and ask and train nothing.")
+@click.option("--rounds", type=click.IntRange(1), metavar="N", help="Total number of rounds; overrides improve.rounds.")
+@click.option("--plan", "plans", is_flag=True, help="Quote all rounds; ask and train nothing.")
 @takes_json
 def improve(
     config: Path, override: tuple[str, ...], limit: int | None, rounds: int | None, plans: bool, as_json: bool
 ) -> int:
-    """Grow, train, evaluate, keep what is better; N times. Goes on where an earlier call was stopped."""
+    """Grow, train, evaluate, keep what is better; N times. Resumes an earlier call that was stopped."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.hosting.private_prefect import connect
@@ -285,12 +285,12 @@ def improve(
     done = _improve_here(spec) if missing else runs.flow_result("improve", spec, connect(Settings().data_dir))
     terminal.emit(done.model_dump(mode="json")) if as_json else _show_improvement(read_figures(done))
     if done.used.failed_branches:
-        terminal.warn(f"error: {done.used.failed_branches} failed branches; their questions are in no version")
+        terminal.warn(f"error: {done.used.failed_branches} failed branches; no version contains their questions")
     return done.exit_code
 
 
 def _plan_improvement(spec: "RunSpec", *, as_json: bool) -> int:
-    """Quote all rounds, and say what is still in the way."""
+    """Quote all rounds, and warn of what still prevents them."""
     from malt.config.settings import Settings
     from malt.errors import MaltError
     from malt.improvement.improve import check, plan_improvement
@@ -314,7 +314,7 @@ def _show_improvement_plan(quoted: "ImprovementPlan") -> None:
             table.add_row(f"{when}: {step}", *summaries.quoted_figures(part))
     table.add_row(f"{count_noun(quoted.rounds, 'round')} at most", *summaries.quoted_figures(quoted), style="bold")
     terminal.say(table)
-    terminal.say("what training takes: malt train VERSION --plan", style="dim")
+    terminal.say("time and memory of training: malt train VERSION --plan", style="dim")
 
 
 def _improve_here(spec: "RunSpec") -> "Improvement":
@@ -329,7 +329,7 @@ def _improve_here(spec: "RunSpec") -> "Improvement":
 
 
 def _show_improvement(figures: "RoundFigures") -> None:
-    """Print accuracy by round, what each role's training gave, and where the report is."""
+    """Print accuracy by round, the gain from each role's training, and the report's path."""
     from malt.evaluation.card import percent, points
 
     done, used, votes = figures.done, figures.done.used, f"@{figures.chains}"

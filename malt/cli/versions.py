@@ -1,4 +1,4 @@
-"""Commands that look at versions: `datasets`, `show`, `report`, `verify`."""
+"""Commands that show and check versions: `datasets`, `show`, `report`, `verify`."""
 
 import json
 import tempfile
@@ -58,7 +58,7 @@ def _list_cells(version: "DatasetVersion") -> "Iterator[str]":
 @click.argument("question_id", required=False)
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
-    """Show what is in a version, or one question's valued tree."""
+    """Show a version's content, or one question's tree with values."""
     from malt.datasets.version.published import find_kind
 
     shown = {"evaluations": evaluating.show, "models": training.show, "datasets": _show_dataset}
@@ -116,7 +116,7 @@ def _show_roles(version: "DatasetVersion") -> None:
 
 
 def _show_ledger(version: "DatasetVersion") -> None:
-    """Print what each run gave to a version, and what that cost."""
+    """Print each run's contribution to a version, and its cost."""
     from malt.datasets.stats.figures import format_count
 
     table = terminal.new_table("run", "role.", "model.", "completions", "tokens in", "tokens out", "cost")
@@ -131,15 +131,15 @@ def _show_ledger(version: "DatasetVersion") -> None:
 def _show_findings(version: "DatasetVersion") -> None:
     from malt.datasets.stats.figures import describe_diagnostics, describe_losses
 
-    for subject, told in describe_diagnostics(version.manifest.diagnostics):
-        terminal.say(f"  {subject:<12} {told}")
+    for subject, finding in describe_diagnostics(version.manifest.diagnostics):
+        terminal.say(f"  {subject:<12} {finding}")
     for file, candidates, kept, dropped in describe_losses(version.manifest):
         if dropped:
             terminal.say(f"  {file:<15} {kept:,} of {candidates:,} candidates kept; left out: {dropped}")
 
 
 def _show_questions(version: "DatasetVersion") -> None:
-    """Print the first questions with their ids, and how many of each one's leaves are right."""
+    """Print the first questions with their ids and their numbers of right leaves."""
     from malt.datasets.version.reading import reading
 
     with reading(version.path):
@@ -151,7 +151,7 @@ def _show_questions(version: "DatasetVersion") -> None:
 
 
 def _describe_questions(version: "DatasetVersion") -> tuple[list[str], int]:
-    """Return a line for each of the first questions, and how many more there are."""
+    """Return one line for each of the first questions, and the number of the others."""
     from malt.config.roles import PLAYERS
 
     leaves = version.trajectories.query(f"role == '{PLAYERS[-1]}'")
@@ -196,13 +196,13 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 
 @click.command()
 @takes_version
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it anew into FILE.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it again in FILE.")
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Print the path of a version's report. One HTML file; --open shows it.
 
-    The page of a version from elsewhere is drawn anew for that, in a private temporary folder.
+    For --open, the report of a version outside the data folder is written again, to a private temporary folder.
     """
     from malt.config.settings import Settings
     from malt.datasets.manifest import REPORT_FILE
@@ -210,7 +210,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 
     opened = open_any(version)
     path, name = opened.path / REPORT_FILE, f"{opened.name}-v{opened.number}-{REPORT_FILE}"
-    if opens and out is None and not opened.is_within(Settings().data_dir):  # whose page may run anything
+    if opens and out is None and not opened.is_within(Settings().data_dir):  # its page may hold foreign scripts
         out = Path(tempfile.mkdtemp(prefix="malt-"), name)
     if out is not None or not path.is_file():
         path = (out or Path(name)).absolute()
@@ -242,16 +242,16 @@ def _draw_report(version: "AnyVersion") -> str:
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked.
+    """Recompute every digest and invariant of a version. Lists what fails, and what is not checked.
 
-    Exit code 1 where something does not hold, 2 where a file could not be read, so that nobody knows.
+    Exits with 1 if a check fails, with 2 if a file cannot be read and the result is therefore unknown.
     """
     opened = open_any(version)
     try:
         problems, unchecked = _check_version(opened)
     except OSError as error:
         unread = f"{error.filename or opened.path} could not be read ({error.strerror or error})"
-        raise VersionError(f"{opened.reference}: {unread}, so whether it holds is not known") from error
+        raise VersionError(f"{opened.reference}: {unread}, so the version cannot be verified") from error
     if as_json:
         found = {"holds": not problems, "problems": [*problems], "not_checked": [*unchecked]}
         terminal.emit({"version": opened.reference, **found})
@@ -267,7 +267,7 @@ def verify(version: str, as_json: bool) -> int:
 
 
 def _check_version(version: "AnyVersion") -> "tuple[Sequence[str], Sequence[str]]":
-    """Return what does not hold of a version, and what is not checked."""
+    """Return the problems of a version, and what was not checked."""
     from malt.datasets.check.verify import list_unchecked
     from malt.datasets.check.verify import verify as check_dataset
     from malt.evaluation.publish import verify as check_evaluation

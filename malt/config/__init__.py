@@ -1,1 +1,1 @@
-"""What a dataset is (hashed), and where it runs (never hashed)."""
+"""Config models: the declaration of a dataset (hashed), and the settings of the machine (never hashed)."""

@@ -1,4 +1,4 @@
-"""Declared: what every part of a config is made of. How it is read, how a form shows it, what is wrong with a value."""
+"""Declared: base class of every part of a config, with its validation and its schema for Prefect's form."""
 
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ from pydantic_core import CoreSchema
 
 
 def _drop_null(field: dict[str, Any]) -> dict[str, Any]:
-    """Return a field's schema without the choice of null, where a field left empty is null anyway."""
+    """Return a field's schema without its null choice if null is the default: an empty form field is null anyway."""
     if field.get("default", ...) is not None:
         return field
     (kind,) = (kind for kind in field["anyOf"] if kind != {"type": "null"})
@@ -16,7 +16,7 @@ def _drop_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def wrap_single(value: object) -> object:
-    """Let a single value be written without brackets."""
+    """Wrap a text in a list, so that a single value can be written without brackets."""
     return [value] if isinstance(value, str) else value
 
 
@@ -26,7 +26,7 @@ class Declared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     first: ClassVar[tuple[str, ...]] = ()
-    """Fields that a form shows before the others, which follow as they are declared."""
+    """Fields that a form shows first; the others follow in the order of declaration."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -47,13 +47,13 @@ class Declared(BaseModel):
 
 
 class Recorded(BaseModel):
-    """Frozen; what a later release adds is read over."""
+    """Frozen, and ignores unknown keys, so that files of later releases can be read."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 def first_problem(error: ValidationError, whole: str, *, quotes: bool = False) -> str:
-    """Write what is wrong first and where, `whole` for no part; `quotes` adds the value, cut after 60 characters."""
+    """Return the first problem and its field, else `whole`; `quotes` adds the value, cut to 60 characters."""
     first = error.errors(include_url=False)[0]
     value = f", got {first['input']!r:.60}" if quotes and first["type"] != "missing" else ""
     return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}{value}"

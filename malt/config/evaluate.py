@@ -1,6 +1,6 @@
-"""EvaluateSpec: which systems `malt evaluate` compares, on which questions; ImproveSpec: how `malt improve` goes round.
+"""EvaluateSpec: the systems that `malt evaluate` compares, and the questions; ImproveSpec: rounds of `malt improve`.
 
-Neither is part of what a dataset is, nor of any request's key.
+Neither is part of a dataset's identity, nor of any request's key.
 """
 
 import re
@@ -15,29 +15,29 @@ from malt.config.roles import ADDRESS, PLAYERS, Address, Player, RoleSpec, decla
 from malt.config.secret_scan import VARIABLE, address_without_keys, match_name
 
 Measure = Literal["sa", "sa_mv", "ma", "ma_mv"]
-"""What of a system is right: the generator's answer or the chain's, singly or by vote."""
+"""Answer of a system that is counted: the generator's (`sa`) or the chain's (`ma`), single or by vote (`_mv`)."""
 
 
 class PlayerSpec(Declared):
-    """Who plays a role in one system: what is set here takes the place of what the config declares."""
+    """Model that plays a role in one system; values set here override those of the config's role."""
 
     model: str | None = Field(None, min_length=1)
-    """Another model, by its name; `models/NAME@v3` or `NAME@v3` is a model version."""
+    """Model in place of the role's; `models/NAME@v3` or `NAME@v3` is a model version."""
     temperature: float | None = Field(None, ge=0, le=2)
-    """Another sampling temperature."""
+    """Sampling temperature in place of the role's."""
     max_tokens: int | None = Field(None, ge=1)
-    """Another longest completion."""
+    """Longest completion in tokens, in place of the role's."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Another nucleus sampling."""
+    """Nucleus sampling (top-p) in place of the role's."""
     seed: int | None = None
-    """Another base seed."""
+    """Base seed in place of the role's."""
     api_base: Address | None = Field(None, json_schema_extra=address_without_keys())
-    """Where the model is served; empty: as the role's own model, if both names begin with the same provider."""
+    """Address of the model's server; empty: that of the role's own model, if both are of the same provider."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
-    """Name of the environment variable that holds its key; empty: the role's own, where that is the place too."""
+    """Name of the environment variable that holds its key; empty: the role's, if the address is the role's too."""
 
     def plays(self, role: RoleSpec) -> RoleSpec:
-        """Return a role as this player plays it; a key goes to no address but its own."""
+        """Return the role with this player's values; a key is never sent to another address than its own."""
         own = {name: getattr(self, name) for name in self.model_fields_set}
         own |= {} if self.model is None else {"weights": None}
         nowhere: dict[str, object] = {**dict.fromkeys(ADDRESS), "extra": {}, "fallbacks": ()}
@@ -47,15 +47,15 @@ class PlayerSpec(Declared):
 @declare_roles(PlayerSpec | None, lambda part: Field(None, description=part.does))
 class _CastRoles(Declared):
     models: str | None = Field(None, min_length=1)
-    """A model version, `NAME@v3`, that plays all roles that it has."""
+    """Model version, `NAME@v3`, that plays every role it was trained for."""
 
 
 class SystemSpec(_CastRoles):
-    """Who plays each role in one of the systems that are compared; left empty, as the config declares."""
+    """Players of one compared system; a role left empty is played as the config declares."""
 
     roles: tuple[Player, ...] = PLAYERS
-    """Who takes part. Without a verifier the refiner sees an empty critique; without a refiner the answer is the one
-    that the verifier states, else the generator's."""
+    """Roles that take part. Without a verifier the refiner sees an empty critique. Without a refiner the answer is the
+    one that the verifier states, else the generator's."""
 
     @field_validator("roles")
     @classmethod
@@ -98,33 +98,33 @@ class TournamentSpec(Declared):
 
 
 class EvaluateSpec(Declared):
-    """Systems to compare on held-out questions. Changes no dataset, and nothing that a run asks."""
+    """Systems to compare on held-out questions. Changes no dataset and no request of a run."""
 
     questions: QuestionSource | None = None
-    """Held-out questions; empty: the validation split that `dataset.validation` sets apart."""
+    """Held-out questions; empty: the validation split, whose share `dataset.validation` sets."""
     overlap: Literal["refuse", "keep"] = "refuse"
-    """Questions that are, nearly word for word, among those of `[questions]`, from which systems may have learnt."""
+    """Held-out questions nearly equal to one of `[questions]` or of a model's training data: refuse, or keep them."""
     chains: int = Field(3, ge=1, le=64)
-    """Independent chains of generator, verifier and refiner a question: the votes of MV@k."""
+    """Number of independent chains (generator, verifier, refiner) per question: the k votes of MV@k."""
     seeds: tuple[int, ...] = ()
-    """Repeats: each seed asks anew, in place of the roles' own seeds."""
+    """Seeds of repeated measurements: each replaces the roles' own seeds and asks for new answers."""
     temperature: float | None = Field(None, ge=0, le=2)
-    """Adds a control: one more chain a question and seed at this temperature, such as 0."""
+    """Temperature of a control, such as 0: it adds one chain per question and seed. Empty: no control."""
     equal_tokens: bool = False
-    """Adds the single agent with as many tokens: votes are added until it has written as much as the pipeline."""
+    """Add a baseline of equal cost: the generator alone votes until it has written as many tokens as the pipeline."""
     measure: Measure = "ma_mv"
-    """What differences to the baseline are told of first: the generator's answer (`sa`) or the chain's (`ma`), singly
-    or by vote (`_mv`)."""
+    """Main measure of differences to the baseline: accuracy of the generator's answer (`sa`) or the chain's (`ma`),
+    single or by vote (`_mv`)."""
     baseline: str | None = None
-    """The system that the others are compared with; empty: the first."""
+    """System that the others are compared with; empty: the first."""
     models: str | None = Field(None, min_length=1)
-    """For `systems = "paper"`: the model version of the trained roles; untrained are the config's own."""
+    """Model version of the trained roles for `systems = "paper"`; the untrained roles are the config's."""
     systems: dict[str, SystemSpec] = Field({})
-    """Who is compared, by name; `"paper"`: the systems of the paper's tables, around `models`."""
+    """Systems to compare, by name; `"paper"`: those of the paper's tables, with `models` as the trained roles."""
     tournament: TournamentSpec | None = None
-    """Every combination of these models is a system too."""
+    """Models for each role; every combination of them is one more system."""
     race: bool = False
-    """Ask more and more questions, and drop systems that cannot win any more: a best one in at most 5 % of races."""
+    """Ask questions in growing rounds and drop systems that cannot win; the best is dropped in at most 5 % of races."""
 
     @model_validator(mode="before")
     @classmethod
@@ -147,27 +147,26 @@ Threshold = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ImproveSpec(Declared):
-    """Rounds of growing, training and evaluating; what is trained plays the next round only if it is better."""
+    """Rounds of growing, training and evaluating; trained roles play the next round only if they are better."""
 
     rounds: int = Field(2, ge=1, le=100)
-    """How many rounds there are; more may follow later."""
+    """Number of rounds; may be raised later to continue."""
     rows: Literal["all", "last"] = "all"
-    """What a round trains on: the rows of all rounds so far, or its own. It begins with [train] base each time."""
+    """Rows that a round trains on: those of all rounds so far, or its own. Each round starts from [train] base."""
     thresholds: tuple[Threshold, ...] = ()
-    """What takes the place of credit.threshold, round by round; the last one holds for all further rounds."""
+    """Values of credit.threshold, one per round; the last one holds for all further rounds."""
     measure: Measure | None = None
-    """What decides: right answers of the generator (`sa`) or the chain (`ma`), or votes (`_mv`); empty:
-    evaluate.measure."""
+    """Measure that decides whether trained roles are kept: `sa`, `ma` or a vote (`_mv`); empty: evaluate.measure."""
     margin: float = Field(0.0, ge=0, lt=1)
     """Trained roles are kept if the lower bound of their gain, paired by question, is above this; 0.02: two points."""
     level: float = Field(0.95, gt=0.5, lt=1)
-    """Of the interval whose lower bound decides."""
+    """Confidence level of the interval whose lower bound decides."""
     on_no_gain: Literal["stop", "continue"] = "stop"
-    """What follows a round whose roles are not kept: the end, or another round of the best so far with other seeds."""
+    """After a round whose roles are not kept: stop, or continue with the best roles so far and new seeds."""
     closing: bool = True
-    """Evaluate the trained roles once more at the end, as [evaluate] says, beside the same with each role untrained."""
+    """At the end, evaluate the trained roles as [evaluate] says, and again with each single role untrained."""
     beside: dict[str, QuestionSource] = Field({})
-    """Further question files, by name, on which untrained and trained roles are compared at the end; none decides."""
+    """Further question files, by name, to compare untrained and trained roles on at the end; they decide nothing."""
 
     @model_validator(mode="after")
     def _names_are_parts_of_names(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a run may use, and how it is carried out. No part of a key or a digest."""
+"""Limits and RunOptions: spending caps, rates, and how a run is carried out. Never part of a key or a digest."""
 
 from typing import Literal, Self
 
@@ -8,42 +8,42 @@ from malt.config.base import Declared
 
 
 class Limits(Declared):
-    """What the run may use. Never part of a key: changing a limit changes no content."""
+    """Caps and rates of the run. Never part of a key: changing a limit changes no content."""
 
     max_cost_usd: float | None = Field(None, ge=0)
-    """Hard cap on this run's spending; requests in flight are reserved at their worst case."""
+    """Hard cap on this run's spending in US dollars; requests in flight count at their worst case."""
     max_tokens_total: int | None = Field(None, ge=0)
-    """Hard cap on this run's tokens, prompt and completion together; reserved in the same way."""
+    """Hard cap on this run's tokens, prompt and completion together; requests in flight count at their worst case."""
     max_in_flight: int = Field(64, ge=1)
-    """Requests under way at once, per endpoint."""
+    """Most requests in flight at once, per endpoint."""
     requests_per_minute: float | None = Field(None, gt=0)
-    """Per endpoint."""
+    """Most requests per minute, per endpoint. Empty: no limit."""
     tokens_per_minute: float | None = Field(None, gt=0)
-    """Per endpoint, prompt and completion together."""
+    """Most tokens per minute, prompt and completion together, per endpoint. Empty: no limit."""
     _sharers: int = PrivateAttr(1)
 
     @property
     def capped(self) -> bool:
-        """Whether the run may spend only so much."""
+        """Whether money or tokens are capped."""
         return self.max_cost_usd is not None or self.max_tokens_total is not None
 
     @property
     def most_shares(self) -> int:
-        """Among how many processes they can be shared out: each needs a request in flight, and one a minute."""
+        """Most processes that can share these limits: each needs one request in flight and one a minute."""
         a_minute = self.max_in_flight if self.requests_per_minute is None else int(self.requests_per_minute)
         return max(1, min(self.max_in_flight, a_minute))
 
     @property
     def sharers(self) -> int:
-        """How many processes have such a share; what an endpoint tells of its limits is for all of them."""
+        """Number of processes with such a share; limits that an endpoint reports are for all of them together."""
         return self._sharers
 
     def shares(self, processes: int, workers: int = 1) -> "tuple[Limits, ...]":
-        """Return what each of at most `most_shares` processes may use, so that together they stay inside.
+        """Split the limits among at most `most_shares` processes, so that their sum stays within them.
 
-        Counts are shared out whole: 8 among 3 are 3, 3 and 2. Under a cap each is the smallest: whichever batches a
-        process gets then, it keeps one account for them all. A cluster may have more `workers` than shares; a batch
-        lands on any, and so each has an account.
+        Counts stay whole: 8 among 3 are 3, 3 and 2. Under a cap all shares equal the smallest, so that a process keeps
+        one account whichever batches it gets. A cluster may have more `workers` than shares; since a batch can land on
+        any of them, the caps are divided among all workers.
         """
         accounts = max(processes, workers)
         if accounts == 1:
@@ -67,28 +67,28 @@ class Limits(Declared):
         ).among(processes)
 
     def among(self, processes: int) -> "Limits":
-        """Return these as the limits that each of some processes has."""
+        """Return a copy that is marked as one of `processes` shares."""
         limits = self.model_copy()
         limits._sharers = processes
         return limits
 
 
 class RunOptions(Declared):
-    """How the run is carried out. Never part of a key."""
+    """Options for carrying out the run. Never part of a key."""
 
     mode: Literal["direct", "batch"] = "direct"
-    """`batch`: a level of all trees at once through OpenAI's batch API, at half price, within a day each; models that
-    have none are asked directly."""
+    """`batch`: ask one level of all trees at once through OpenAI's batch API, at half price, within a day per level.
+    Models without a batch API are asked directly."""
     wait: bool = True
-    """In batch mode: stay until all batches have ended. Off: hand in, collect what is there, and end; run again."""
+    """Batch mode: wait until all batches have ended. `false`: submit, collect finished batches and exit; run again."""
     tracking: Literal["auto", "branch", "question", "shard"] = "auto"
-    """What a Prefect task run is: an expansion of a node (`branch`), a question, a batch of them (`shard`).
+    """Unit of work of a Prefect task run: a node's expansion (`branch`), a `question`, or a batch of them (`shard`).
 
-    auto: by size."""
+    `auto` chooses by the size of the run."""
     task_runner: str = Field("threads", pattern=r"^(threads|processes|dask|ray|tcp://.+)$")
-    """threads, processes, dask, ray, or tcp://… of a Dask scheduler."""
+    """Where batches run: threads, processes, dask, ray, or the tcp://… address of a Dask scheduler."""
     on_incomplete: Literal["publish", "fail"] = "publish"
-    """When branches failed: publish the complete trees, or publish nothing."""
+    """After failed branches: publish the complete trees, or publish nothing."""
 
     @model_validator(mode="after")
     def _options_go_together(self) -> Self:

@@ -27,11 +27,11 @@ _MOST_ERRORS = 5
 
 
 def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = None) -> RunSpec:
-    """Read a config file, apply `key=value` overrides and then `limit`, and check the whole.
+    """Read a config file, apply `key=value` overrides and then `limit`, and validate the result.
 
-    A value is read as TOML, else as plain text; an empty one takes the key back to its default. Local paths are
+    A value is read as TOML, else as plain text; an empty value resets the key to its default. Local paths are
     relative to the config file; one given by an override may also be relative to the current directory.
-    Raises `ConfigError` with one line a problem.
+    Raises `ConfigError` with one line per problem.
     """
     values = _read_toml(path)
     origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
@@ -42,14 +42,14 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
 
 
 def override_spec(spec: RunSpec, overrides: Sequence[str], place: Path) -> RunSpec:
-    """Apply `key=value` overrides to a spec that was read at `place`. Raises `ConfigError` with one line a problem."""
+    """Apply `key=value` overrides to a spec that was read from `place`. Raises `ConfigError`, one line per problem."""
     values = spec.as_config()
     origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
     return _checked(values, Places(place, origins)) if overrides else spec
 
 
 def _checked(values: Table, places: "Places") -> RunSpec:
-    """Make a spec of a config's values, and say what is wrong with them in terms of where each was given."""
+    """Validate a config's values; each problem in the error names the place where its key was given."""
     _refuse([f"{places.of(key)}: {problem}" for key, problem in find_forbidden(values)])
     try:
         for key, find in _LOCAL_PATHS.items():
@@ -65,21 +65,21 @@ def _checked(values: Table, places: "Places") -> RunSpec:
 
 
 def _list_problems(error: ValidationError, places: "Places") -> list[str]:
-    """Put what pydantic found into our words, unknown keys first."""
-    told = [details for details in error.errors() if details["type"] != "too_short" or not details["input"]]
-    unknown_first = sorted(told, key=lambda details: details["type"] != "extra_forbidden")
+    """Translate pydantic's errors into messages, unknown keys first."""
+    relevant = [details for details in error.errors() if details["type"] != "too_short" or not details["input"]]
+    unknown_first = sorted(relevant, key=lambda details: details["type"] != "extra_forbidden")
     return [_problem(details, places) for details in unknown_first]
 
 
 class Places(NamedTuple):
-    """Where each key was given."""
+    """Places where the keys of a config were given."""
 
     file: Path
     origins: Mapping[Key, str]
     """`-s` or `--limit` for the keys that were not read from the file."""
 
     def of(self, key: Key) -> str:
-        """Return the config file, `-s` or `--limit`."""
+        """Return the place of a key: the config file, `-s` or `--limit`."""
         prefixes = (key[:length] for length in range(len(key), 0, -1))
         return next((self.origins[prefix] for prefix in prefixes if prefix in self.origins), str(self.file))
 
@@ -133,7 +133,7 @@ def _put(values: Table, key: Key, value: object, place: str) -> None:
 
 
 def _table(values: Table, key: Key, place: str) -> Table:
-    """Return the table that holds `key`, made where it is missing."""
+    """Return the table that holds `key`; create it if it is missing."""
     for depth, part in enumerate(key[:-1], 1):
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
@@ -143,17 +143,17 @@ def _table(values: Table, key: Key, place: str) -> Table:
 
 
 Seen = Callable[[str], str]
-"""Returns a path that is relative to the config file as seen from here."""
+"""Converts a path relative to the config file to one relative to the current directory."""
 
 
 class Find(Protocol):
-    """Returns what a text that is no address is written as."""
+    """Converts a config value that may be a local path to the value that the spec holds."""
 
     def __call__(self, given: str, seen: Seen) -> str: ...
 
 
 def _find_prompts(given: str, seen: Seen) -> str:
-    """Tell a folder from the name of a set: a bare name is a folder only where a role's prompts are in it."""
+    """Return the folder's path if the value means one: a bare name does only if the folder holds a role's prompts."""
     folder = Path(seen(given))
     if not (folder.is_dir() and ("/" in given or any((folder / role).is_dir() for role in Role))):
         return given
@@ -161,7 +161,7 @@ def _find_prompts(given: str, seen: Seen) -> str:
 
 
 def _find_function(given: str, seen: Seen) -> str:
-    """Return `file.py:name` for a module that lies where its config does; others are left to the Python path."""
+    """Return `file.py:name` for a module beside its config; other modules are found on the Python path."""
     module, _, name = given.partition(":")
     path = seen(module if module.endswith(".py") else f"{module}.py")
     return f"{path}:{name}" if module.endswith(".py") or Path(path).is_file() else given
@@ -177,7 +177,7 @@ _LOCAL_PATHS: Mapping[Key, Find] = {
     ("dataset", "tokenizer"): lambda given, seen: seen(given) if Path(seen(given)).exists() else given,  # on the Hub
     ("train", "base"): lambda given, seen: seen(given) if Path(seen(given)).is_dir() else given,  # on the Hub
 }
-"""The keys that may hold paths, and what one that is no address is written as."""
+"""Keys that may hold local paths, each with its conversion."""
 
 
 def _resolve_paths(values: object, places: Places, key: Key, find: Find, above: Key = ()) -> None:
@@ -202,7 +202,7 @@ def _is_local(value: object) -> TypeGuard[str]:
 
 
 def _from_here(value: str, key: Key, places: Places) -> str:
-    """Return a path as seen from the current directory: relative where it lies below it, else absolute."""
+    """Return a path relative to the current directory if it is below it, else absolute."""
     given = Path(value).expanduser()
     path = places.file.parent / given
     if places.of(key) == "-s" and given.exists() and not path.exists():
@@ -213,7 +213,7 @@ def _from_here(value: str, key: Key, places: Places) -> str:
 
 
 def _problem(details: ErrorDetails, places: Places) -> str:
-    """Put one of pydantic's errors into our words."""
+    """Translate one of pydantic's errors into a message."""
     key = tuple(part for part in details["loc"] if isinstance(part, str))
     name, place = ".".join(key), places.of(key)
     match details["type"]:
@@ -235,7 +235,7 @@ def _problem(details: ErrorDetails, places: Places) -> str:
 
 
 def _nearest(key: Key) -> str:
-    """Suggest the key that was meant: one spelled like it beside it, or the same name in another table."""
+    """Suggest keys for an unknown one: one of similar spelling in its table, else the same name in other tables."""
     allowed = list(_model_at(key[:-1]).model_fields)
     close = find_close(key[-1], allowed)
     elsewhere = [each.name for each in list_keys() if each.name.endswith(f".{key[-1]}") and ".NAME." not in each.name]
@@ -250,7 +250,7 @@ def _guess(details: ErrorDetails) -> str:
 
 
 def _help(key: Key) -> str:
-    """Return the first paragraph of what a field says of itself, as one line."""
+    """Return the first paragraph of a field's description as one line."""
     field = _model_at(key[:-1]).model_fields.get(key[-1])
     described = (field.description or "") if field else ""
     return " ".join(described.partition("\n\n")[0].split())

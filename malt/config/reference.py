@@ -21,10 +21,10 @@ class Key(NamedTuple):
     """One key of a config."""
 
     name: str
-    """By dotted path; `NAME` stands for a name of your own."""
+    """Dotted path; `NAME` stands for a name that the user chooses."""
     kind: str
     default: str
-    """As TOML; empty: none."""
+    """Default value as TOML; empty: no default."""
     meaning: str
 
     @property
@@ -47,7 +47,7 @@ def list_keys(model: type[BaseModel] = RunSpec, above: str = "") -> Iterator[Key
 
 
 def explain_key(name: str) -> list[Key]:
-    """Return a key, and the keys below it where it is a table. Raises `ConfigError` for one that there is not."""
+    """Return a key, and the keys below it if it is a table. Raises `ConfigError` for an unknown key."""
     keys = list(list_keys())
     found = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
     if not found:
@@ -60,7 +60,7 @@ def explain_key(name: str) -> list[Key]:
 
 
 def find_model(annotation: object, *through: object) -> type[BaseModel] | None:
-    """Return the model that an annotation is or holds: `X | None`, `dict[str, X]`, and by what is in `through`."""
+    """Return the model in an annotation such as `X`, `X | None` or `dict[str, X]`; `through` adds container types."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (dict, Union, types.UnionType, Annotated, *through):
@@ -70,15 +70,15 @@ def find_model(annotation: object, *through: object) -> type[BaseModel] | None:
 
 _PAGE = """# Config reference
 
-Every key of a config. `malt config --markdown` makes this page from the program, and `malt config --explain KEY`
-says the same of one key. `malt config --schema > config.schema.json` writes the JSON schema for editors: put
+All keys of a config. `malt config --markdown` generates this page, and `malt config --explain KEY` prints the entry
+of one key. `malt config --schema > config.schema.json` writes the JSON schema for editors: put
 `#:schema ./config.schema.json` on the first line of a config.
 """
 _HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
 
 
 def write_markdown() -> str:
-    """Write docs/reference/config.md: the top level, then a section a table."""
+    """Return the text of docs/reference/config.md: the top level, then one section per table."""
     keys = list(list_keys())
     tables = [key for key in keys if "." not in key.name and key.kind == "table"]
     top = [key for key in keys if "." not in key.name and key not in tables]
@@ -106,7 +106,7 @@ def _describe_type(field: FieldInfo) -> str:
     return ", ".join((_describe(field.annotation), *bounds))
 
 
-def _describe(annotation: Any) -> str:  # noqa: ANN401 - whatever stands in an annotation
+def _describe(annotation: Any) -> str:  # noqa: ANN401 - any annotation
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _describe(arguments[0])

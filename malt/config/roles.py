@@ -1,4 +1,4 @@
-"""Who plays a role: the declared sequence of the trained roles, models, where they are served, how they sample."""
+"""Roles and their models: the sequence of the trained roles, model names, addresses, keys and sampling."""
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -22,7 +22,7 @@ D = TypeVar("D", bound=Declared)
 
 
 class Role(StrEnum):
-    """The trained ones, and the one that grades them."""
+    """The three trained roles, and the evaluator that grades them."""
 
     GENERATOR = "generator"
     VERIFIER = "verifier"
@@ -31,19 +31,19 @@ class Role(StrEnum):
 
     @property
     def gives_answer(self) -> bool:
-        """Whether its texts end in a final answer; those of other trained roles in a verdict on the text above."""
+        """Whether the role's texts end in a final answer; those of other trained roles end in a verdict."""
         return any(part.role is self and part.gives_answer for part in TRAJECTORY)
 
 
 class Part(NamedTuple):
-    """What one trained role does in a trajectory."""
+    """One trained role's step in a trajectory."""
 
     role: Role
     does: str
     text: str
-    """What one of its texts is called."""
+    """Noun for one text of this role."""
     writes: str
-    """Prompt slot under which all later roles see its text."""
+    """Prompt slot in which later roles see this role's text."""
     gives_answer: bool = True
 
 
@@ -52,9 +52,9 @@ TRAJECTORY = (
     Part(Role.VERIFIER, "Criticises an answer.", "critique", writes="verification", gives_answer=False),
     Part(Role.REFINER, "Answers again, given an answer and a critique.", "refinement", writes="refinement"),
 )
-"""The trained roles in the order they speak; each is asked once for every text of the one before it.
+"""The trained roles in order; each is asked about every text of the role before it.
 
-All else follows from it: prompts, tables of the config, levels of the trees, files of a version.
+Prompts, config tables, tree levels and a version's files are all derived from this sequence.
 """
 
 PLAYERS = tuple(part.role for part in TRAJECTORY)
@@ -64,18 +64,18 @@ if TYPE_CHECKING:
     Player = str
 else:
     Player = Literal[tuple(map(str, PLAYERS))]
-"""Name of a trained role, in a config."""
+"""Name of a trained role in a config."""
 
 
 def slots_of(role: Role) -> tuple[str, ...]:
-    """Return what a role's prompt may name. The reference answer is the evaluator's alone."""
+    """Return the slots that a role's prompt may use. Only the evaluator sees the reference answer."""
     if role not in PLAYERS:
         return ("question", "ground_truth", "answer")
     return ("question", *(part.writes for part in TRAJECTORY[: PLAYERS.index(role)]))
 
 
 def declare_roles(kind: object, field: Callable[[Part], Any]) -> Callable[[type[D]], type[D]]:
-    """Give a model one more field for each trained role, named after it."""
+    """Return a decorator that adds a field for each trained role to a model, named after the role."""
 
     def extend(model: type[D]) -> type[D]:
         fields: dict[str, Any] = {part.role.value: (kind, field(part)) for part in TRAJECTORY}
@@ -89,13 +89,13 @@ def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(text)
         is_whole = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # half an IPv6 address, a port that is none
+    except ValueError:  # malformed IPv6 address or port
         return False
     return is_whole and text.startswith(("http://", "https://")) and text.isprintable() and " " not in text
 
 
 def _check_address(text: str) -> str:
-    """Refuse what is no address: it would be tried, and tried again."""
+    """Refuse a malformed address early: requests to it would be retried."""
     if not _is_address(text):
         raise ValueError(f"{text!r} is no address; write http://HOST:PORT/v1, or https://…")
     return text
@@ -105,25 +105,25 @@ Address = Annotated[str, AfterValidator(_check_address)]
 
 
 class Fallback(Declared):
-    """Another model, and where it is served; it samples as the role does whose fallback it is."""
+    """Fallback model and its address; it samples as its role does."""
 
     model: str = Field(min_length=1)
-    """A LiteLLM name, or `embedded`."""
+    """Name of the model: a LiteLLM name, or `embedded`."""
     api_base: Address | None = Field(None, json_schema_extra=address_without_keys())
-    """Empty: where the role's own model is served, if both names begin with the same provider."""
+    """Address of the model's server; empty: that of the role's own model, if both are of the same provider."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
-    """Empty: the role's own, where that is the role's own address too."""
+    """Name of the environment variable that holds its key; empty: the role's, if the address is the role's too."""
 
 
 def _as_fallbacks(value: object) -> object:
-    """Let a fallback be written as a name alone."""
+    """Accept a fallback that is written as a name alone."""
     if not isinstance(value, list | tuple):
         return value
     return [{"model": each} if isinstance(each, str) else each for each in value]
 
 
 class ModelSpec(Declared):
-    """A model, where it is served, and how it samples."""
+    """A model, its address and key, and its sampling."""
 
     first: ClassVar[tuple[str, ...]] = ("model", "temperature", "max_tokens")
 
@@ -138,20 +138,20 @@ class ModelSpec(Declared):
     seed: int | None = None
     """Base seed; every request derives its own from it. Empty: none is sent."""
     timeout_s: float = Field(120.0, gt=0)
-    """Seconds one request may take once it is sent; waiting for a free place is not counted."""
+    """Seconds that one request may take once it is sent; time in the queue is not counted."""
     extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = Field({})
-    """Further parameters, passed to the provider as they are."""
+    """Further request parameters, passed to the provider unchanged."""
     api_base: Address | None = Field(None, json_schema_extra=address_without_keys())
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
-    """Name of the environment variable that holds the key; never the key. Empty: the provider's own, which goes to the
-    provider's own address alone."""
+    """Name of the environment variable that holds the key, never the key itself. Empty: the provider's usual variable,
+    whose key is sent to the provider's own address only."""
     api_key_block: str | None = Field(None, json_schema_extra=match_name(BLOCK))
-    """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
+    """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; works only in Prefect flows."""
     fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(_as_fallbacks, tuple[Fallback | str, ...])] = ()
-    """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
+    """Models to ask, in this order, for requests that this one fails to answer. Not part of its answers' keys."""
     weights: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    """Digest of its weights, in its answers' keys in place of the name; found for model versions and GGUF files."""
+    """Digest of the model's weights, which replaces its name in keys; set by MALT for model versions and GGUF files."""
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:
@@ -161,7 +161,7 @@ class ModelSpec(Declared):
 
     @property
     def backups(self) -> "tuple[ModelSpec, ...]":
-        """The fallbacks as models of their own."""
+        """The fallbacks as complete model specs."""
         return tuple(self._backup(fallback) for fallback in self.fallbacks)
 
     def _backup(self, fallback: Fallback) -> "ModelSpec":
@@ -170,12 +170,12 @@ class ModelSpec(Declared):
 
     @property
     def identity(self) -> str:
-        """What its answers' keys know it by: the digest of its weights, else its name."""
+        """Identity of the model in its answers' keys: the digest of its weights, else its name."""
         return self.model if self.weights is None else f"sha256:{self.weights}"
 
     @property
     def sampling(self) -> dict[str, JsonValue]:
-        """What shapes the text beside model and messages; part of every completion's key. Unset values are left out."""
+        """Sampling parameters, which are part of every completion's key. Unset values are left out."""
         values: dict[str, JsonValue] = {
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
@@ -190,13 +190,13 @@ M = TypeVar("M", bound=ModelSpec)
 
 
 ADDRESS = ("api_base", "api_key_env", "api_key_block")
-"""Where a model is served, and the key for it."""
+"""Keys of a config that say where a model is served and where its API key is."""
 
 
 def inherit(shared: Mapping[str, Any], own: Mapping[str, Any], place: tuple[str, ...] = ADDRESS) -> dict[str, Any]:
-    """Return what a model says with what it leaves to `shared`; a key goes to no address but its own.
+    """Return `own` with `shared` as defaults; an API key is never sent to another address than its own.
 
-    Nothing of `place` is left to it by a model with an address of its own, or of another provider.
+    A model with its own address, or of another provider, inherits no key of `place`.
     """
     name = str(shared.get("model", "embedded"))
     has_address = own.get("api_base", shared.get("api_base")) != shared.get("api_base")
@@ -217,12 +217,12 @@ class RoleSpec(ModelSpec):
     first: ClassVar[tuple[str, ...]] = ("model", "samples", "temperature", "max_tokens")
 
     samples: int = Field(3, ge=1, le=64)
-    """Branching: how many times this role answers each of its parents."""
+    """Branching factor: number of texts that this role writes for each parent node."""
 
 
 @declare_roles(RoleSpec, lambda part: Field(default_factory=RoleSpec, description=part.does))
 class Roles(Declared):
-    """Who plays the trained roles."""
+    """Models of the trained roles."""
 
     if TYPE_CHECKING:
 
@@ -234,7 +234,7 @@ class Roles(Declared):
         return spec
 
     def changed(self, change: Callable[[Role, RoleSpec], RoleSpec]) -> "Roles":
-        """Return these with every role as `change` returns it."""
+        """Return a copy with `change` applied to every role."""
         return Roles(**{role.value: change(role, self[role]) for role in PLAYERS})
 
     @property

@@ -1,4 +1,4 @@
-"""Secrets: found in a config, which is published and shown in Prefect's UI, and taken out of what others said."""
+"""Secret detection: refuses secrets in configs, which are published and shown in Prefect's UI, and redacts messages."""
 
 import math
 import os
@@ -20,13 +20,13 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 """Name of a Prefect block."""
 _PASSWORD_IN_URL = re.compile(r"^([a-z][a-z0-9+.-]*://[^/@\s]*:|https?://)[^/@\s]*@", re.IGNORECASE)
-"""A user alone may be a token; in other schemes it is a place, as in abfs://CONTAINER@ACCOUNT."""
+"""In http(s) URLs a user name alone may be a token; in other schemes it is a location: abfs://CONTAINER@ACCOUNT."""
 _PREFIXES = "sk|gsk|xai|hf|r8|pplx|nvapi|gh[opsu]|github_pat|glpat|xox[a-z]"
-"""With which providers' keys begin."""
+"""First characters of providers' keys."""
 _JWT = r"\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"
 _IN_QUERY = r"([\w-]*(key|token|sig|signature|secret|password|credential)|code)="
 _BASIC = r"(?=\S*([0-9=+/]|(?-i:[a-z][A-Z])))"
-"""Looks ahead for what base64 has and a word has not."""
+"""Lookahead for characters that base64 has and a plain word lacks."""
 _KEY_VALUE = re.compile(
     rf"\b({_PREFIXES})[-_](?=(?:[a-z_-]{{0,100}}[0-9]){{3}})[\w-]{{20,}}"
     rf"|\b(hf_|AIza|AKIA|ASIA)\w{{16,}}|\bBearer\s+\S{{8,}}|^Basic\s+{_BASIC}\S{{8,}}$"
@@ -38,14 +38,14 @@ _NAME_FIELDS = {
     "api_key_env": (VARIABLE, "the name of an environment variable"),
     "api_key_block": (BLOCK, "the name of a Prefect Secret block (lower-case letters, digits, hyphens)"),
 }
-"""Keys that name where a key is."""
+"""Config keys that name the place of an API key."""
 _MAY_LOOK_LIKE_A_KEY = ("source", "prompts", "decontaminate")
-"""Paths and addresses that the user chose, some of them signed."""
+"""Keys that hold the user's paths and addresses, some of which carry signatures."""
 _NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
 
 
 def find_forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tuple[Key, str]]:
-    """Find secrets, at any depth and without showing them, and numbers that JSON cannot hold."""
+    """Yield key and problem of each secret (never shown), at any depth, and of each number that JSON cannot hold."""
     for name, value in values.items():
         key = (*above, name)
         if isinstance(value, dict):
@@ -60,11 +60,11 @@ def find_forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tu
 
 
 def _find_secret(name: str, value: object) -> str | None:
-    """Say why one value may not be written under this name, or None."""
+    """Return why this value may not have this name, empty if the name says why; None if it may."""
     if name in _NAME_FIELDS:
-        pattern, wanted = _NAME_FIELDS[name]
+        pattern, expected = _NAME_FIELDS[name]
         is_name = not isinstance(value, str) or (pattern.fullmatch(value) and not _KEY_VALUE.search(value))
-        return None if is_name else f"not {wanted}; "
+        return None if is_name else f"not {expected}; "
     if _KEY_NAME.search(name):
         return ""
     if isinstance(value, str) and _PASSWORD_IN_URL.match(value):
@@ -75,7 +75,7 @@ def _find_secret(name: str, value: object) -> str | None:
 
 
 def schema_without_keys(depth: int = 2) -> dict[str, Any]:
-    """Return the JSON schema of a value without secrets, so many levels deep: a server refuses others unrecorded."""
+    """Return the JSON schema of a value without secrets; Prefect's server refuses others and does not record them."""
     deeper = {} if depth == 0 else schema_without_keys(depth - 1)
     return {
         "not": match_text(_KEY_VALUE),
@@ -101,7 +101,7 @@ def match_name(pattern: re.Pattern[str]) -> dict[str, Any]:
 
 
 def match_text(pattern: re.Pattern[str]) -> dict[str, Any]:
-    """Return the JSON schema of a text that a pattern finds something in."""
+    """Return the JSON schema of a text in which a pattern matches."""
     return {"type": "string", "pattern": _ignore_case(pattern)}
 
 
@@ -110,13 +110,13 @@ def _ignore_case(pattern: re.Pattern[str]) -> str:
 
 
 _SHORTEST = 6
-"""Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
+"""Shortest secret to redact, in characters: shorter values are placeholders for servers that need no key."""
 _SECRET_VARIABLE = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?|AUTH(?:ORIZATION)?)(?:$|_)", re.IGNORECASE
 )
 """Names of environment variables that hold secrets."""
 _USER = r"([^/@\s:]*:(?!\d+/)\S{1,300}|[^/@\s]+)"
-"""In an address; a password may have a slash or an @ in it, but what begins as a port is one."""
+"""User and password in an address: a password may contain a slash or an @, but not begin like a port number."""
 _LOOKS_SECRET = re.compile(
     rf"\b(?:{_PREFIXES}|key)[-_][\w-]{{8,}}|\b(?:AKIA|ASIA|AIza|hf_)[\w-]{{12,}}|{_JWT}"
     rf"|(?<=Bearer )\S{{6,}}|(?<=Basic ){_BASIC}[\w+/=]{{12,}}|(?<=://){_USER}(?=@)|(?<=[?&]){_IN_QUERY}[^&\s\"']+",
@@ -125,7 +125,7 @@ _LOOKS_SECRET = re.compile(
 
 
 def redact(text: str, names: Iterable[str] = ()) -> str:
-    """Replace secrets with `[key]`: values of the environment's secret variables and of `names`, and look-alikes."""
+    """Replace secrets with `[key]`: values of secret environment variables and of `names`, and look-alikes."""
     named = set(names)
     values = {value for name, value in os.environ.items() if name in named or _SECRET_VARIABLE.search(name)}
     for value in sorted(values, key=len, reverse=True):

@@ -1,4 +1,4 @@
-"""Where a run lives: read from `MALT_…` environment variables. Nothing here changes what a dataset contains."""
+"""Settings: folders, store and threads, from `MALT_…` environment variables. They change no dataset's content."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Where to run."""
+    """Folders, store and threads of this machine."""
 
     model_config = SettingsConfigDict(env_prefix="MALT_", frozen=True, use_attribute_docstrings=True)
 
     data_dir: Path = Path("data")
-    """Folder of the store and the datasets."""
+    """Folder of the store, datasets, models and evaluations."""
     store_url: str = ""
     """SQLAlchemy URL of the completion store; empty: `store.db` in `data_dir`."""
     store_patience_s: float = 120.0
-    """Seconds that a run waits for a store that was there and then cannot be used: a restart, a full disk."""
+    """Seconds that a run waits for a store that becomes unusable: its database restarts, the disk is full."""
     embedded_threads: int = Field(0, ge=0)
-    """Threads that the embedded model computes with; 0: one for each core that this process may use."""
+    """Threads of the embedded model; 0: one for each core that this process may use."""
 
     @property
     def store(self) -> str:
@@ -26,20 +26,20 @@ class Settings(BaseSettings):
 
     @property
     def datasets_dir(self) -> Path:
-        """Where dataset versions are kept: `<datasets_dir>/<name>/v<N>/`."""
+        """Folder of dataset versions: `<datasets_dir>/<name>/v<N>/`."""
         return self.data_dir / "datasets"
 
     @property
     def models_dir(self) -> Path:
-        """Where model versions are kept: `<models_dir>/<name>/v<N>/`."""
+        """Folder of model versions: `<models_dir>/<name>/v<N>/`."""
         return self.data_dir / "models"
 
     @property
     def evaluations_dir(self) -> Path:
-        """Where evaluation versions are kept: `<evaluations_dir>/<name>/v<N>/`."""
+        """Folder of evaluation versions: `<evaluations_dir>/<name>/v<N>/`."""
         return self.data_dir / "evaluations"
 
     @property
     def training_dir(self) -> Path:
-        """Where training keeps checkpoints and unpacked base models: nothing that cannot be made again."""
+        """Folder of checkpoints and unpacked base models; all of it can be made again."""
         return self.data_dir / "training"

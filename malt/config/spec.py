@@ -1,4 +1,4 @@
-"""RunSpec: what a dataset is, declared. The TOML file, the Prefect form and the manifest are this one model."""
+"""RunSpec: declaration of a dataset. The TOML file, the Prefect form and the manifest all use this one model."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,16 +23,16 @@ GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
 
 
 class EvaluatorSpec(ModelSpec):
-    """How the leaves are graded."""
+    """Graders of the leaves, and the judge's model."""
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
     kind: Annotated[tuple[GraderKind, ...], BeforeValidator(wrap_single, GraderKinds | GraderKind)] = ()
-    """Graders in order; the first that can decide does. There is no default: a run is refused without one."""
+    """Graders in order; the first that can decide gives the grade. Required: a run without graders is refused."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
     scope: Literal["leaves", "all"] = "leaves"
-    """What is judged: `all` adds the generator's and verifier's texts, for their own evaluation columns."""
+    """Texts to judge: `leaves`, or `all`, which adds the generator's and verifier's texts in columns of their own."""
     correctness_weight: float = Field(0.5, ge=0)
     """Weight of the judge's correctness score; the two weights are scaled to sum to one."""
     reasoning_weight: float = Field(0.5, ge=0)
@@ -42,7 +42,7 @@ class EvaluatorSpec(ModelSpec):
     timeout_s: float = Field(120.0, gt=0)
     """Seconds one judge request may take."""
     grader_timeout_s: float = Field(10.0, gt=0)
-    """Seconds one answer may take in `math` or `python`; past it the grade is unknown."""
+    """Seconds that grading one answer may take in `math` or `python`; after that its grade is unknown."""
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:
@@ -56,26 +56,26 @@ class EvaluatorSpec(ModelSpec):
 
 
 class CreditSpec(Declared):
-    """How leaf grades become labels."""
+    """Rules that turn leaf grades into labels."""
 
     threshold: float = Field(0.5, ge=0, lt=1)
     """A node is labelled right only when its value is above this; a value equal to it is wrong."""
     truncated: Literal["wrong", "unknown"] = "wrong"
-    """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
+    """Grade of a leaf that is cut off at max_tokens: wrong as in the paper, or unknown, which no mean counts."""
     max_unknown: float = Field(0.2, ge=0, le=1)
-    """Share of leaves whose grading may fail. Past it the run ends with exit 1, and `latest` keeps its version."""
+    """Largest share of leaves with an unknown grade. Above it the run exits with 1, and `latest` is not moved."""
 
 
 GrowthMode = Literal["full", "adaptive"]
 
 
 class GrowthSpec(Declared):
-    """How much of each tree is grown."""
+    """Extent to which each tree is grown."""
 
     mode: GrowthMode = "full"
-    """`full`: every node has all of its children, as in the paper. `adaptive`: leaves where siblings may disagree."""
+    """`full`: all children of every node, as in the paper. `adaptive`: leaves only where siblings may disagree."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
-    """Adaptive: how sure it must be that a label is the full tree's, and that no further leaf would make a pair."""
+    """Adaptive: growth stops at this probability that labels equal the full tree's and no further leaf adds a pair."""
 
 
 def _as_growth(value: object) -> object:
@@ -84,52 +84,52 @@ def _as_growth(value: object) -> object:
 
 
 class DatasetSpec(Declared):
-    """Which rows are written. Every gate counts what it leaves out, in the manifest and in the card."""
+    """Rules that select the rows. The manifest and the card count the rows that each rule leaves out."""
 
     license: str = Field("unknown", pattern=r"^[a-z0-9.-]+$")
-    """Licence for the card, as the Hub writes it, such as cc-by-4.0: what questions and models' outputs allow."""
+    """Licence for the card, as the Hub writes it, such as cc-by-4.0; the questions and model outputs must allow it."""
     validation: float = Field(0.0, ge=0, lt=1)
-    """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
+    """Share of the questions whose rows go into the validation split, chosen by question id alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
     decontaminate: Annotated[tuple[str, ...], BeforeValidator(wrap_single, tuple[str, ...] | str)] = ()
-    """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
+    """Test sets, as question files. A question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
-    """How many words in a row are an overlap with a test set."""
+    """Length in words of a shared run that counts as an overlap with a test set."""
     duplicate_questions: Literal["drop", "keep"] = "drop"
-    """Questions that ask nearly word for word, with the same numbers, what an earlier one asks."""
+    """Questions that nearly repeat an earlier one, with the same numbers."""
     flawed_texts: Literal["drop", "keep"] = "drop"
-    """Texts that are truncated, empty or refused: they would teach just that."""
+    """Texts that are truncated, empty or refused; training on them would teach exactly that."""
     unmarked_texts: Literal["drop", "keep"] = "keep"
-    """Texts to be learned that mark no final answer, or critiques that state no verdict: some are right by luck."""
+    """SFT and chosen texts that mark no final answer, or critiques without a verdict: some are right by luck."""
     false_verdicts: Literal["drop", "keep"] = "keep"
-    """Critiques to be learned that call a right answer wrong, or a wrong one right, whatever came of them."""
+    """SFT and chosen critiques that call a right answer wrong or a wrong one right, even if refinements succeed."""
     leaks: Literal["drop", "keep"] = "drop"
-    """Critiques and refinements that quote the reference answer at length, though nothing they saw holds it."""
+    """Critiques and refinements that quote the reference answer at length although it is not in their prompt."""
     identical_pairs: Literal["drop", "keep"] = "drop"
-    """Pairs of texts that are the same but for case and space."""
+    """Pairs whose texts differ only in case and white space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
-    """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
+    """Drop pairs whose texts are more similar than this and have the same answer, verdict and numbers. 1: drop none."""
     same_answer: Annotated[tuple[Role, ...], BeforeValidator(wrap_single, tuple[Role, ...] | Role)] = PLAYERS[-1:]
-    """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
+    """Roles whose pairs are dropped if both texts give the same final answer, which cannot be both right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
-    """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""
+    """Rows that repeat the texts of an earlier row below the same parent; the paper keeps them."""
     min_margin: float = Field(0.0, ge=0, le=1)
-    """Leave out pairs whose values differ by less; the paper keeps every pair."""
+    """Drop pairs whose values differ by less than this; the paper keeps every pair."""
     min_confidence: float = Field(0.0, ge=0, le=1)
-    """Leave out pairs whose order is right with less probability, given how few leaves their values come from."""
+    """Drop pairs whose order is right with a lower probability than this; few leaves make values uncertain."""
     tokenizer: str | None = None
-    """A tokenizer.json, or a model on the Hub, to count tokens with; empty: a token is taken as four characters."""
+    """A tokenizer.json, or a model on the Hub, to count tokens with; empty: a token counts as four characters."""
     max_length: int | None = Field(None, ge=1)
-    """Leave out rows longer than the trainer's `max_length`: tokens of the prompt and the longest text. Empty: none."""
+    """Drop rows with more tokens than this in prompt and longest text: the trainer's `max_length`. Empty: drop none."""
     max_length_ratio: float | None = Field(None, ge=1)
-    """Leave out pairs of which one text has more than this many times the characters of the other. Empty: none."""
+    """Drop pairs in which one text has more than this many times the characters of the other. Empty: drop none."""
     max_pairs_per_question: int | None = Field(None, ge=1)
-    """Pairs that one question gives each role at most: those of largest margin, then confidence. Empty: all."""
+    """Most pairs per question and role; those of largest margin, then highest confidence, are kept. Empty: all."""
     max_examples_per_question: int | None = Field(None, ge=1)
-    """Supervised examples that one question gives each role at most: those of highest value. Empty: all."""
+    """Most SFT examples per question and role; those of highest value are kept. Empty: all."""
     balance: Literal["none", "labels"] = "none"
-    """`labels`: cut each role's kto rows of a question to as many right as wrong; best right, worst wrong are kept."""
+    """`labels`: cut a question's KTO rows of each role to as many right as wrong; the best right, worst wrong stay."""
 
     @field_validator("same_answer")
     @classmethod
@@ -141,7 +141,7 @@ class DatasetSpec(Declared):
 
 
 _PLACE = ("model", "weights", "api_base", "api_key_env", "api_key_block", "fallbacks", "extra", "timeout_s")
-"""What `[model]` says of where a model is served, and not of how it samples: the judge takes this alone."""
+"""Keys of `[model]` about where a model is served, not how it samples: the only ones that the judge inherits."""
 
 
 def _spread(shared: Mapping[str, object], own: object) -> object:
@@ -156,40 +156,40 @@ def _is_refused(model: Mapping[str, object]) -> bool:
 
 
 class RunSpec(Declared):
-    """One dataset, declared. Two equal specs name the same dataset."""
+    """Declaration of one dataset. Two equal specs declare the same dataset."""
 
     name: str = Field(pattern=r"^[a-z0-9-]+$", max_length=100)
     """Name of the dataset: lower-case letters, digits and hyphens."""
     questions: QuestionSource
-    """Where the questions come from and how to read them."""
+    """Source of the questions, and how to read it."""
     prompts: str = Field("general", min_length=1)
     """A prompt set under prompts/ (general, math, choice), or a folder of your own."""
     model: ModelSpec | None = None
-    """What holds for every role that says nothing else: model, address, key, and for the trained ones the sampling.
+    """Defaults for every role: model, address, key, and for the trained roles the sampling.
 
-    A role with an address of its own, or a model of another provider, takes neither address nor key from here."""
+    A role with its own address, or with a model of another provider, takes neither address nor key from here."""
     roles: Roles = Field(default_factory=Roles)
-    """Who plays the three trained roles."""
+    """Models of the three trained roles."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
-    """How the leaves are graded."""
+    """Graders of the leaves, and the judge's model."""
     credit: CreditSpec = Field(default_factory=CreditSpec)
-    """How leaf grades become labels."""
+    """Rules that turn leaf grades into labels."""
     growth: Annotated[GrowthSpec, BeforeValidator(_as_growth, GrowthSpec | GrowthMode)] = Field(
         default_factory=GrowthSpec
     )
-    """How much of each tree is grown: `full` or `adaptive`."""
+    """Extent to which each tree is grown: `full` or `adaptive`."""
     dataset: DatasetSpec = Field(default_factory=DatasetSpec)
-    """Which rows are written."""
+    """Rules that select the rows to write."""
     limits: Limits = Field(default_factory=Limits)
-    """What the run may use."""
+    """Caps and rates of the run: money, tokens, requests."""
     run: RunOptions = Field(default_factory=RunOptions)
-    """How the run is carried out."""
+    """Options for carrying out the run: direct or in batches, task runs, and where they run."""
     train: TrainSpec = Field(default_factory=TrainSpec)
-    """What `malt train` does with a version."""
+    """Settings of `malt train`."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
     improve: ImproveSpec = Field(default_factory=ImproveSpec)
-    """How `malt improve` goes round."""
+    """Rounds of growing, training and evaluating, for `malt improve`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -197,7 +197,7 @@ class RunSpec(Declared):
         if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
             return values
         shared, roles = values["model"], values.get("roles", {})
-        if not isinstance(roles, Mapping) or _is_refused(shared):  # which is told where it stands
+        if not isinstance(roles, Mapping) or _is_refused(shared):  # its own validation reports that under `model`
             return values
         place = {name: shared[name] for name in _PLACE if name in shared}
         inherited = {role.value: _spread(shared, roles.get(role, {})) for role in PLAYERS}
@@ -207,11 +207,11 @@ class RunSpec(Declared):
     @field_validator("model")
     @classmethod
     def _is_spread(cls, _model: ModelSpec | None) -> None:
-        """Keep it in the roles alone."""
+        """Drop the shared model: the roles hold its values now."""
 
     @model_validator(mode="after")
     def _every_role_has_a_model(self) -> Self:
-        """Refuse a default model beside models that were chosen."""
+        """Refuse roles that keep the default model while other roles name theirs."""
         declared: dict[str, ModelSpec] = {f"roles.{role}": self.roles[role] for role in PLAYERS}
         chosen = [name for name, model in declared.items() if "model" in model.model_fields_set]
         lacking = [name for name in declared if chosen and name not in chosen]
@@ -242,16 +242,16 @@ class RunSpec(Declared):
         return {model.api_key_block for model in declared if model.api_key_block}
 
     def with_keys_from(self, variables: Mapping[str, str]) -> Self:
-        """Return the spec with each block replaced by the environment variable that has its key now."""
+        """Return the spec with each block replaced by the environment variable that now holds its key."""
 
-        def keyed(model: M) -> M:
+        def replace_block(model: M) -> M:
             if model.api_key_block is None:
                 return model
             return model.model_copy(update={"api_key_block": None, "api_key_env": variables[model.api_key_block]})
 
-        roles = self.roles.changed(lambda _, own: keyed(own))
-        return self.model_copy(update={"roles": roles, "evaluator": keyed(self.evaluator)})
+        roles = self.roles.changed(lambda _, own: replace_block(own))
+        return self.model_copy(update={"roles": roles, "evaluator": replace_block(self.evaluator)})
 
     def as_config(self) -> dict[str, Any]:
-        """Return the whole spec as plain JSON values, as the manifest keeps it."""
+        """Return the whole spec as plain JSON values, as in the manifest."""
         return self.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""TrainSpec: what `malt train` does with a version. No part of what a dataset is, nor of any request's key."""
+"""TrainSpec: settings of `malt train`. Not part of a dataset's identity, nor of any request's key."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,56 +14,56 @@ Stages = Annotated[tuple[Stage, ...], BeforeValidator(wrap_single, tuple[Stage, 
 
 
 class StageSettings(Declared):
-    """How one stage trains."""
+    """Settings of one training stage."""
 
     learning_rate: float = Field(2e-4, gt=0)
-    """The highest; it falls to 0 along a cosine."""
+    """Highest learning rate; it falls to 0 along a cosine."""
     epochs: float = Field(2.0, gt=0)
-    """How often each row is seen."""
+    """Number of passes over the rows."""
     batch_size: int = Field(16, ge=1)
-    """Rows a step learns from."""
+    """Rows per optimiser step."""
     rows_at_once: int | None = Field(None, ge=1)
-    """Rows in memory at once; their gradients are added up to the batch's. Empty: the whole batch."""
+    """Rows in memory at once; gradients are accumulated over the batch. Empty: the whole batch."""
     max_length: int = Field(2048, ge=16)
     """Longest row in tokens, prompt and completion together."""
     too_long: Literal["refuse", "drop"] = "refuse"
-    """What becomes of longer rows: they stop the command before it trains, or are left out and counted."""
+    """Rows longer than max_length: refuse to train, or drop and count them."""
     warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Longest gradient of a step; longer ones are scaled down to it."""
+    """Largest gradient norm of a step; larger gradients are scaled down to it."""
     seed: int = 0
-    """Of the adapter's first weights and of the rows' order: an equal seed gives equal weights on one machine."""
+    """Seed of the adapter's first weights and of the rows' order: equal seeds give equal weights on one machine."""
 
 
 class SftSettings(StageSettings):
-    """Supervised training on what a role said well; the loss counts the completion alone."""
+    """Supervised fine-tuning on a role's good texts; the loss counts the completion alone."""
 
 
 class DpoSettings(StageSettings):
-    """Direct preference optimisation; the reference is the role's own SFT checkpoint."""
+    """Direct preference optimisation; the reference model is the role's own SFT checkpoint."""
 
     learning_rate: float = Field(5e-6, gt=0)
-    """The highest; it falls to 0 along a cosine."""
+    """Highest learning rate; it falls to 0 along a cosine."""
     epochs: float = Field(1.0, gt=0)
-    """How often each pair is seen."""
+    """Number of passes over the pairs."""
     beta: float = Field(0.2, gt=0)
-    """How strongly the reference holds it back."""
+    """Strength of the pull towards the reference model: higher values let the model move away less."""
 
 
 class LoraSettings(Declared):
-    """The adapter."""
+    """Settings of the LoRA adapter."""
 
     rank: int = Field(16, ge=1)
-    """Rank of the adapter's matrices. vLLM serves up to 16 unless told otherwise (--max-lora-rank)."""
+    """Rank of the adapter's matrices. vLLM serves ranks up to 16 unless --max-lora-rank is set."""
     alpha: int = Field(32, ge=1)
-    """Scale: alpha / rank multiplies what the adapter adds."""
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs left out at random in SFT."""
+    """Share of the adapter's inputs that are dropped at random in SFT."""
     layers: int | None = Field(None, ge=1)
-    """How many of the upper layers have one; a backward pass ends below them. Empty: all."""
+    """Number of upper layers with an adapter; the backward pass ends below them. Empty: all layers."""
 
 
 @declare_roles(
@@ -76,26 +76,26 @@ class _TrainedRoles(Declared):
     name: str | None = Field(None, pattern=r"^[a-z0-9-]+$", max_length=100)
     """Name of the models; empty: the dataset's."""
     base: str = Field("embedded", min_length=1)
-    """What is trained: `embedded`, embedded/<path.gguf>, a folder with safetensors, or a model's name on the Hub."""
+    """Model to train: `embedded`, embedded/<path.gguf>, a folder with safetensors, or a model's name on the Hub."""
 
 
 class TrainSpec(_TrainedRoles):
-    """What a dataset version is made into: which base, which stages for which role, and how."""
+    """Settings of `malt train`: base model, stages of each role, and settings of each stage."""
 
     adapter: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter, `full` all weights."""
     lora: LoraSettings = Field(default_factory=LoraSettings)
-    """The adapter."""
+    """Settings of the LoRA adapter."""
     sft: SftSettings = Field(default_factory=SftSettings)
-    """Supervised training."""
+    """Settings of supervised fine-tuning."""
     dpo: DpoSettings = Field(default_factory=DpoSettings)
-    """Preference optimisation."""
+    """Settings of direct preference optimisation."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Numbers of the base; what is trained is kept as 32-bit numbers."""
+    """Number format of the base's weights; the trained weights are kept as float32."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them: less memory, a third more time."""
     checkpoint_s: float = Field(60.0, ge=0)
-    """Seconds between checkpoints, from which training goes on after an interruption. Changes no weight."""
+    """Seconds between checkpoints, from which training resumes after an interruption. Does not change the weights."""
 
     def settings_of(self, stage: Stage) -> StageSettings:
         return self.sft if stage == "sft" else self.dpo

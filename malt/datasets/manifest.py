@@ -1,4 +1,4 @@
-"""Manifest: what a version is made of and from, every input and file by digest."""
+"""Manifest of a version: digests of its inputs and files, counts and costs; how it is written and read."""
 
 import json
 import stat
@@ -34,10 +34,10 @@ MANIFEST_FILE, CARD_FILE, REPORT_FILE = "manifest.json", "README.md", "report.ht
 _SEAL = "manifest_sha256"
 
 Shelf = Literal["datasets", "models", "evaluations"]
-"""What a version is one of, and the folder below the data folder that it stands in."""
+"""Kind of a version, and the name of its kind's folder below the data folder."""
 VersionName = Annotated[str, Field(pattern="^[a-z0-9-]{1,100}$")]
 FilePath = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$", max_length=200)]
-"""Below a version's folder: no way out of it, nothing hidden, and the same on every file system."""
+"""Path below a version's folder: stays in the folder, has no hidden part, and is the same on every file system."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -46,26 +46,26 @@ class FileEntry(Recorded):
 
     bytes: int
     sha256: str
-    """Of the file's bytes."""
+    """Digest of the file's bytes."""
     rows: int | None = None
     rows_sha256: str | None = None
-    """Of the rows' values, measured columns left out; the same whatever wrote the file."""
+    """Digest of the rows' values without measured columns; independent of the library that wrote the file."""
 
 
 class QuestionsUsed(Recorded):
-    """Which questions were asked."""
+    """Source and digest of the questions that were asked."""
 
     source: str
     sha256: str
-    """Of the questions' values in order, complete or not."""
+    """Digest of the questions' values in order, including questions without a complete tree."""
 
 
 class Code(Recorded):
-    """Which code made the version."""
+    """Code that made the version."""
 
     version: str
     commit: str | None = None
-    """Of the checkout it ran from; ends in `-dirty` where that was changed."""
+    """Commit of the checkout that the code ran from; ends in `-dirty` where files differ from it."""
 
 
 class Parent(Recorded):
@@ -76,7 +76,7 @@ class Parent(Recorded):
 
 
 class Failure(Recorded):
-    """A branch that could not be had; its question is not in the version."""
+    """A branch that could not be grown; the tree of its question is not in the version."""
 
     question_id: str
     address: str
@@ -86,39 +86,39 @@ class Failure(Recorded):
 
 
 class VersionManifest(Recorded):
-    """What every manifest says, of whatever it is a version."""
+    """Fields that the manifests of all kinds of versions share."""
 
     format: Literal[1] = 1
-    """Of this file."""
+    """Format number of this file."""
     kind: Shelf = "datasets"
     name: VersionName
     version: int = Field(ge=1)
     created_at: datetime
     content_sha256: Sha256
-    """Over the content of all files, not over anything measured or timed."""
+    """Digest of the content of all files, without measured and timed values."""
     parent: Parent | None
     files: dict[FilePath, FileEntry]
-    """By path below the version's folder."""
+    """Files by path below the version's folder."""
     suspicions: tuple[str, ...] = ()
-    """What makes its content doubtful, a sentence each."""
+    """Reasons to doubt the content, a sentence each."""
     withheld: str | None = None
-    """Why `latest` does not name it, where that is so though it was the newest."""
+    """Reason why `latest` did not name the version when it was the newest; None where it did."""
 
     @field_validator("files")
     @classmethod
     def _leave_out_the_manifest(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        if own := [path for path in files if path.startswith(MANIFEST_FILE)]:
-            raise ValueError(f"names {own[0]} itself")
+        if reserved := [path for path in files if path.startswith(MANIFEST_FILE)]:
+            raise ValueError(f"names {reserved[0]} itself")
         return files
 
     @property
     def name_on_shelf(self) -> str:
-        """The name, with what it is a version of unless that is a dataset: `evaluations/NAME`."""
+        """The name, prefixed with the kind unless that is a dataset: `evaluations/NAME`."""
         return self.name if self.kind == "datasets" else f"{self.kind}/{self.name}"
 
     @property
     def reference(self) -> str:
-        """How commands name the version: `NAME@v3`, of models and evaluations with the shelf before it."""
+        """The version's name in commands: `NAME@v3`, for models and evaluations with the kind before it."""
         return f"{self.name_on_shelf}@v{self.version}"
 
 
@@ -126,7 +126,7 @@ M = TypeVar("M", bound=VersionManifest)
 
 
 class AskedManifest(VersionManifest):
-    """What the manifest of a dataset or an evaluation says: who was asked what."""
+    """Fields that the manifests of datasets and evaluations share: spec, prompts, questions, code and failures."""
 
     config: dict[str, Any]
     """The whole spec."""
@@ -138,7 +138,7 @@ class AskedManifest(VersionManifest):
 
     @property
     def spec(self) -> RunSpec:
-        """What the version was declared with. Raises `VersionError` where this release cannot read it."""
+        """Spec that the version was made from. Raises `VersionError` where this release cannot read it."""
         try:
             return _read_spec(json.dumps(self.config))
         except ValidationError as error:
@@ -152,34 +152,34 @@ def _read_spec(config: str) -> RunSpec:
 
 
 class Manifest(AskedManifest):
-    """The whole story of one dataset version."""
+    """Manifest of a dataset version."""
 
     counts: Counts
     growth: GrowthSummary
     screening: ScreeningCounts
-    """Which questions give no rows."""
+    """Counts of the questions that give no rows."""
     selection: dict[str, dict[str, RowCounts]]
-    """What became of the candidates, by role, then by kind of row."""
+    """Candidates that were kept and dropped, by role, then by kind of row."""
     lengths: dict[str, dict[str, LengthCounts]]
-    """Of the rows that were kept, by role, then by kind of row; counted as `dataset.tokenizer` says."""
+    """Lengths of the kept rows, by role, then by kind of row; in tokens, as `dataset.tokenizer` counts them."""
     length_bias: dict[str, LengthBias]
-    """Of the pairs that were kept, by role."""
+    """Lengths of both texts of the kept pairs, by role."""
     diagnostics: Diagnostics
     tokens: dict[str, Tokens]
-    """By role; the evaluator's where whoever published could tell."""
+    """Tokens by role; the evaluator's only where they were known at publishing."""
     cost: dict[str, Cost]
-    """By role; the evaluator's where whoever published could tell."""
+    """Cost by role; the evaluator's only where it was known at publishing."""
     ledger: tuple[LedgerEntry, ...]
-    """The same by run, role and model, in that order: whose money made this version, and when."""
+    """Tokens and cost by run, role and model, in that order: which runs paid for this version, and when."""
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of the files that have some of their own, by path."""
+        """Number of rows of each file that holds rows, by path."""
         return {path: entry.rows for path, entry in self.files.items() if entry.rows is not None}
 
     @property
     def total_cost_usd(self) -> float | None:
-        """What all completions in the version cost; None where one is unknown."""
+        """Cost of all completions in the version; None where the cost of one is unknown."""
         if "llm" in self.spec.evaluator.kind and Role.EVALUATOR not in self.cost:
             return None
         known = [cost.cost_usd for cost in self.cost.values() if cost.cost_usd is not None]
@@ -187,7 +187,7 @@ class Manifest(AskedManifest):
 
 
 def published_config(spec: RunSpec) -> dict[str, Any]:
-    """Return a spec as a manifest has it: addresses of files without user, password, token and signature."""
+    """Return a spec for a manifest: addresses of files lose their user, password, token and signature."""
     return {name: _strip_addresses(name, value) for name, value in spec.as_config().items()}
 
 
@@ -200,7 +200,7 @@ def _strip_addresses(name: str, value: object) -> object:
 
 
 def content_digest(files: Mapping[str, FileEntry]) -> str:
-    """The digest of the rows of all files, from the files' own."""
+    """Return the digest of the rows of all files, from each file's `rows_sha256`."""
     return digest({path: entry.rows_sha256 for path, entry in files.items() if entry.rows_sha256})
 
 
@@ -216,18 +216,18 @@ def read_manifest(folder: Path) -> Manifest:
     return read_as(Manifest, folder, "dataset")
 
 
-def read_as(kind: type[M], folder: Path, of: str) -> M:
-    """Read the manifest of a version of some kind, which may come from anywhere.
+def read_as(kind: type[M], folder: Path, label: str) -> M:
+    """Read the manifest of a version, which is not trusted.
 
-    Names and paths in it stay in the version's folder, and what they lead to is no link and no device, so that whoever
-    opened a version may read and send its files. Raises `VersionError` where that does not hold, or none can be read.
+    Every path in it must stay in the version's folder and lead to a plain file, so that callers may read and send the
+    version's files. Raises `VersionError` where one does not, or where no manifest can be read.
     """
     path = folder / MANIFEST_FILE
     _refuse_special(folder, MANIFEST_FILE)
     try:
         manifest = kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise VersionError(f"{folder} is no {of} version: {path.name} cannot be read ({error.strerror})") from error
+        raise VersionError(f"{folder} is no {label} version: {path.name} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         problem = first_problem(error, "the file")
         raise VersionError(f"{path}: {problem}; damaged, or written by a newer release") from error
@@ -237,22 +237,22 @@ def read_as(kind: type[M], folder: Path, of: str) -> M:
 
 
 def _refuse_special(folder: Path, file: str) -> None:
-    """Raise `VersionError` where a file of a version, or a folder on the way to it, is there and is another thing."""
-    for way in (PurePosixPath(file), *PurePosixPath(file).parents[:-1]):
-        path = folder / way
+    """Raise `VersionError` where a file, or a folder above it, is a link or a special file; missing ones pass."""
+    for part in (PurePosixPath(file), *PurePosixPath(file).parents[:-1]):
+        path = folder / part
         try:
             mode = path.lstat().st_mode
         except OSError:
             continue
-        if not (stat.S_ISREG(mode) if way == PurePosixPath(file) else stat.S_ISDIR(mode)):
+        if not (stat.S_ISREG(mode) if part == PurePosixPath(file) else stat.S_ISDIR(mode)):
             raise VersionError(
-                f"{path} is a link or no plain file; a version holds nothing else, so nothing of {folder} is read. "
-                "Take it from where it was made"
+                f"{path} is a link or no plain file. A version holds only plain files, so nothing of {folder} is read; "
+                "copy the version again from where it was made"
             )
 
 
 def seal_holds(folder: Path) -> bool:
     content = json.loads((folder / MANIFEST_FILE).read_bytes())
-    with suppress(ValueError):  # a number that JSON does not have
+    with suppress(ValueError):  # NaN or infinity, which JSON does not have
         return bool(content.pop(_SEAL, None) == digest(content))
     return False

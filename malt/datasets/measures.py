@@ -1,4 +1,4 @@
-"""What a manifest measures: trees, texts, answers, rows, tokens and dollars."""
+"""Measurements in a manifest: counts of trees, texts, answers and rows, their lengths, tokens and cost."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from malt.config.roles import Role
 
 
 class Tokens(Recorded):
-    """What one role's completions in a version took, whichever run asked for them."""
+    """Tokens of one role's completions in a version, whichever run requested them."""
 
     completions: int = 0
     prompt_tokens: int | None = 0
@@ -19,21 +19,21 @@ class Tokens(Recorded):
 
 
 class Cost(Recorded):
-    """What one role's completions in a version cost, whichever run paid for them."""
+    """Cost of one role's completions in a version, whichever run paid for them."""
 
     cost_usd: float | None = 0.0
     """None where one completion's cost is unknown."""
     known: int = 0
-    """How many completions' cost is known."""
+    """Number of completions whose cost is known."""
     known_usd: float = 0.0
-    """What those cost."""
+    """Cost of those completions."""
 
 
 class LedgerEntry(Recorded):
-    """What one model in one role gave a version in one run."""
+    """Tokens and cost of a version's completions by one model in one role in one run."""
 
     run: str
-    """When the run began, and part of its id; empty where the store does not say."""
+    """Start of the run, and part of its id; empty where the store does not record it."""
     role: Role
     model: str
     """The model that answered, as the provider names it."""
@@ -47,36 +47,36 @@ class LabelCounts(Recorded):
     right: int = 0
     wrong: int = 0
     none: int = 0
-    """No leaf below is known."""
+    """Nodes without a known leaf below them."""
 
 
 class Counts(Recorded):
-    """How much there is; nodes, outcomes and labels count complete trees only."""
+    """Size of a version; nodes, statuses, outcomes and labels are those of complete trees only."""
 
     questions: int = 0
     complete: int = 0
     failed_branches: int = 0
     nodes: dict[str, int]
-    """By role."""
+    """Nodes by role."""
     statuses: dict[str, int]
-    """Nodes by the kind of their text."""
+    """Nodes by the status of their text: `ok`, `truncated`, `empty` or `refused`."""
     outcomes: dict[str, int]
-    """Leaves by what became of them."""
+    """Leaves by the outcome of their grade."""
     labels: dict[str, LabelCounts]
-    """By role."""
+    """Labels by role."""
 
 
 class RowCounts(Recorded):
-    """What became of one role's candidates for one kind of row: kept and dropped add up to all of them."""
+    """One role's candidates for one kind of row; `kept` and `dropped` add up to `candidates`."""
 
     candidates: int = 0
     kept: int = 0
     dropped: dict[str, int]
-    """By the gate that dropped them, in the order of the gates."""
+    """Candidates by the gate that dropped them, in the order of the gates."""
 
 
 class LengthCounts(Recorded):
-    """How long the rows of one kind are, in tokens of the prompt and of the longest completion."""
+    """Lengths of the rows of one kind, in tokens of the prompt and of the longest completion."""
 
     rows: int = 0
     mean: float = 0.0
@@ -86,55 +86,55 @@ class LengthCounts(Recorded):
 
 
 class LengthBias(Recorded):
-    """How much longer the chosen texts of one role's pairs are than the rejected ones."""
+    """Lengths of the chosen texts of one role's pairs, compared with the rejected ones."""
 
     pairs: int = 0
     chosen_characters: float = 0.0
-    """Mean of the chosen texts."""
+    """Mean length of the chosen texts."""
     rejected_characters: float = 0.0
-    """Mean of the rejected texts."""
+    """Mean length of the rejected texts."""
     chosen_longer: int = 0
     """Pairs whose chosen text is the longer one."""
     chosen_shorter: int = 0
 
 
 class GrowthSummary(Recorded):
-    """How much of the trees was grown, and what that means for the values."""
+    """Extent to which full trees were grown, and its effect on the values."""
 
     mode: Literal["full", "adaptive"]
     confidence: float | None
-    """Adaptive: how sure it was that a label is the full tree's when it stopped."""
+    """Adaptive growth: confidence that a label equals the full tree's, at which growth stops. None in full trees."""
     nodes: int
     nodes_in_full: int
-    """What full trees of the same questions have."""
+    """Number of nodes in full trees of the same questions."""
     values: str
-    """What a node's value estimates, and whether it is unbiased."""
+    """Description of what a node's value estimates, and whether it is unbiased."""
 
 
 class Share(Recorded):
-    """Part of a whole."""
+    """Count, and its share of a whole."""
 
     count: int = 0
     percent: float | None = None
-    """Of the whole, to two decimals; None where the whole is empty."""
+    """Percentage of the whole, to two decimals; None where the whole is empty."""
 
 
 class Accuracy(Recorded):
-    """How many answers are right. Unanswered ones are wrong; cut off ones are what `[credit] truncated` says."""
+    """Number of right answers. Unanswered ones are wrong; truncated ones count as `[credit] truncated` says."""
 
     right: int = 0
     wrong: int = 0
     unknown: int = 0
     percent: float | None = None
-    """Right among right and wrong, to two decimals; None where there are none."""
+    """Percentage of right answers among right and wrong ones, to two decimals; None where there are neither."""
     low: float | None = None
-    """Lower end of its 95 % interval over questions: answers to one question count as no more alike than they are."""
+    """Lower end of the 95 % interval of `percent`; it allows for the correlation of answers to one question."""
     high: float | None = None
-    """Upper end."""
+    """Upper end of the interval."""
 
 
 class Values(Recorded):
-    """One role's valued nodes by tenths of value; a value on a border belongs to the tenth above it, 1 to the last."""
+    """Histogram of one role's node values in ten bins; a value on a border is in the bin above it, 1 in the last."""
 
     right: tuple[int, ...]
     """Nodes labelled right."""
@@ -143,9 +143,9 @@ class Values(Recorded):
 
 
 class FlipTable(Recorded):
-    """Leaves by what their generation's answer was and what theirs is, as in the paper's flip table.
+    """Leaves by whether their generation's answer and their own are right, as in the paper's flip table.
 
-    Only those of which both are known, by the diagnosis.
+    Counts only leaves for which the diagnosis knows both.
     """
 
     wrong_to_right: Share
@@ -153,33 +153,33 @@ class FlipTable(Recorded):
     wrong_to_wrong: Share
     right_to_wrong: Share
     lift_points: float | None
-    """Right refinements less right generations over these leaves, in percentage points: fixed less broken."""
+    """Share wrong to right minus share right to wrong, in percentage points."""
 
 
 class VerdictTable(Recorded):
-    """Critiques by the verdict in their last line that states one, against the truth of the answer they criticise."""
+    """Critiques by the last verdict that they state, and by whether the answer that they criticise is right."""
 
     correct_on_right: int = 0
     correct_on_wrong: int = 0
     wrong_on_right: int = 0
     wrong_on_wrong: int = 0
     unstated: int = 0
-    """Critiques, of answers whose truth is known, that state no verdict."""
+    """Critiques that state no verdict, of answers known to be right or wrong."""
     agree: Share
-    """Verdicts that say what is true, of those stated."""
+    """True verdicts, among those stated about answers known to be right or wrong."""
 
 
 class TextCounts(Recorded):
-    """What one model's texts in one role are like."""
+    """One model's texts in one role, and the flaws among them."""
 
     nodes: int = 0
     truncated: Share
     empty: Share
     refused: Share
     stop_tokens: Share = Share()
-    """Texts that ended with stop tokens of a chat template; rows leave those out."""
+    """Texts that ended with stop tokens of a chat template; rows leave the tokens out."""
     unanswered: Share | None
-    """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
+    """Texts without a readable final answer; None where none is expected: critiques, and generations not diagnosed."""
 
 
 class QuestionMix(Recorded):
@@ -189,41 +189,41 @@ class QuestionMix(Recorded):
     all_wrong: Share
     mixed: Share
     unknown: Share
-    """No leaf is known."""
+    """Questions without a known leaf."""
 
 
 class Diagnostics(Recorded):
-    """What the trees say about the roles. None of it is part of the credit."""
+    """Measurements of the roles' quality. They do not affect the credit."""
 
     graders: tuple[str, ...]
-    """The graders of the diagnosis, the same for generations and refinements: the config's without the judge.
+    """Graders of the diagnosis, the same for generations and refinements: those of the config except the judge.
 
-    Only the judge where there is no other and its scope is all; where there is no other and it is not, nobody.
+    Where the judge is the only grader: the judge if its scope is `all`, else none.
     """
     generator: Accuracy
-    """Of the generations, by the diagnosis."""
+    """Accuracy of the generations, by the diagnosis."""
     refiner: Accuracy
-    """Of the refinements, by the diagnosis."""
+    """Accuracy of the refinements, by the diagnosis."""
     leaves: Accuracy
-    """Of the refinements, by the grades that count."""
+    """Accuracy of the refinements, by the grades that give credit."""
     generations_vote: Accuracy
-    """Of questions: whether the answer that most generations give is right, by the diagnosis."""
+    """Questions whose most frequent answer among the generations is right, by the diagnosis."""
     leaves_vote: Accuracy
-    """Of questions: whether the answer that most leaves give is right, by the grades that count."""
+    """Questions whose most frequent answer among the leaves is right, by the grades that give credit."""
     any_leaf: Accuracy
-    """Of questions: whether any leaf is right, by the grades that count."""
+    """Questions with at least one right leaf, by the grades that give credit."""
     values: dict[str, Values]
-    """By role."""
+    """Node values by role."""
     flips: FlipTable
     verdicts: VerdictTable
     unchanged: Share
-    """Leaves that give their generation's answer again, of those where both give one."""
+    """Leaves that repeat their generation's answer, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]
-    """By role, then by the model that answered."""
+    """Texts by role, then by the model that answered."""
     unknown: dict[str, int] = Field(default_factory=dict)
-    """Leaves whose grade is unknown by the reason, quotations left out; the most frequent reasons first."""
+    """Leaves of unknown grade, by the reason without its quotations; the most frequent reasons first."""
     graded_by: dict[str, int]
-    """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
+    """Leaves by the kind of grader that decided; truncated leaves and those of unknown grade are left out."""
     unread: Share = Share()
     """Leaves that are wrong because no grader could read the whole of their answer."""
     disputed: Share = Share()

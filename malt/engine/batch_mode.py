@@ -1,7 +1,7 @@
-"""Batch mode: a level of all trees at a time goes through the providers' batch APIs, until the store has them whole.
+"""Batch mode: sends the missing samples of all trees to the providers' batch APIs, one tree level at a time.
 
-Trees are grown again over the store in every round: what they lack then is the next level. So a run that ends, however
-it ends, is gone on with by the next one; what lies with a provider is in the store too.
+Each round replays the trees from the store; the samples that they lack are the next level. Batches at a provider are
+recorded in the store too, so that the next run resumes a run that ended in any way.
 """
 
 import asyncio
@@ -37,30 +37,30 @@ _DAILY_SIZE = BatchSize()
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
-    """How batches are made and waited for; tests shrink it."""
+    """Sizes, retries and polling intervals of batches; tests use shorter ones."""
 
     size: BatchSize = _DAILY_SIZE
     attempts: int = 5
-    """Batches that a sample may come back from without an answer, as many as a direct request is tried."""
+    """Batches in which a sample may fail before it is given up, as many as the attempts of a direct request."""
     first_look_s: float = 0.5
-    slower: float = 1.5
-    """Each wait is so many times the one before."""
+    backoff: float = 1.5
+    """Factor between two polling intervals."""
     longest_s: float = 300.0
     full_for_s: float = 86_400.0
-    """How long a provider's queue may be full: by then all that was in it has ended."""
+    """Seconds that a provider's queue may be full: batches end within a day."""
     patience: Policy = PATIENT
-    """With calls that fail."""
+    """Retry policy of failing API calls."""
 
 
 _DAILY = Rhythm()
 
 
 class Waiting(RunStopped):
-    """Batches are under way, and nobody is to wait for them."""
+    """Raised if batches are in flight and the config says not to wait (`run.wait = false`)."""
 
 
 async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = _DAILY) -> Filled:
-    """Ask for all that these questions need, level by level, so that the store has it; an `Ask` of the engine."""
+    """Ask for all samples of these questions, level by level, into the store; an `Ask` of `fill`."""
     session = session_of(job, run)
 
     def find() -> list[Question]:
@@ -75,23 +75,23 @@ async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: 
 
 @dataclass
 class Level:
-    """What one round found missing."""
+    """Samples that one round found missing or failed."""
 
     failures: list[FailedBranch]
     stored: Counter[Role]
     waits_for: set[str]
     wanted: int = 0
     short: Amount | None = None
-    """Worst case of the first request that the budget had no room for."""
+    """Worst-case usage of the first request that the budget had no room for."""
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing is missing that can be had."""
+        """Whether no sample is left to ask or to wait for."""
         return not (self.wanted or self.waits_for)
 
 
 class _BatchedRun:
-    """One run in batch mode. All methods belong to the session's loop."""
+    """One run in batch mode. Call its methods on the session's loop only."""
 
     def __init__(self, job: Job, session: Session, run: Run, rhythm: Rhythm) -> None:
         self.job, self.spec, self.prompts, self.session = job, job.spec, job.prompts, session
@@ -120,14 +120,14 @@ class _BatchedRun:
         return NOTHING_MISSING._replace(failures=tuple(failures))
 
     async def _count_earlier_spending(self) -> None:
-        """Count what this dataset's earlier runs have spent since one was at its end, and hold what is under way."""
+        """Count the spending of this dataset's unfinished earlier runs, and reserve the cost of its open batches."""
         for ended in await asyncio.to_thread(self._batch_store.list_ended, self.spec.name):
             if ended.mark != self.session.session_id:
                 self.session.budget.settle_reserved(ended.mark, ended.amount)
         await self._list_open()
 
     def _group_questions(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
-        """Yield questions to grow together: under a cap as many as it has room for, but one at least."""
+        """Yield groups of questions to grow together: under a cap as many as fit, but at least one."""
         left = questions
         while left:
             taken = self._count_fitting(left) if self.spec.limits.capped else len(left)
@@ -144,7 +144,7 @@ class _BatchedRun:
         return len(questions)
 
     async def _grow(self, questions: Sequence[Question]) -> list[FailedBranch]:
-        """Ask level after level; return what cannot be had."""
+        """Ask level after level; return the failed branches."""
         while True:
             level = await self._next_level(questions)
             if level.is_last:
@@ -173,7 +173,7 @@ class _BatchedRun:
 
     async def _collect_missing(self, window: Sequence[Question], level: Level) -> BatchCollector:
         ids = [question.question_id for question in window]
-        # before the rows: what is answered leaves the items
+        # items before rows: an answer that arrives meanwhile would else be in neither
         items = await asyncio.to_thread(self._batch_store.find_items, ids, self.spec.name)
         known = await asyncio.to_thread(self.session.store.rows, ids)
         collector = BatchCollector(self.session, known, items, self._failed, self.asks, self.tally)
@@ -191,13 +191,13 @@ class _BatchedRun:
         return collector
 
     async def _note_spent(self) -> None:
-        """Note what was asked directly, for the run that comes again."""
+        """Record the cost of direct requests in the store, so that the next run counts it."""
         if (spent := self.session.budget.spent_unreserved) != NOTHING:
             noted = Batch(self.session.session_id, self.spec.name, "asked directly", None, None, *spent, name_process())
             await asyncio.to_thread(self._batch_store.note_spent, noted)
 
     async def _list_open(self, marks: Collection[str] = ()) -> list[Batch]:
-        """Return the open batches of this dataset, and others by their marks; the budget holds what is in them."""
+        """Return the open batches of this dataset, and others by their marks; reserve their cost in the budget."""
         batches = await asyncio.to_thread(self._batch_store.list_open, self.spec.name, marks)
         for batch in batches:
             self.session.budget.reserve(batch.mark, batch.amount)
@@ -206,7 +206,7 @@ class _BatchedRun:
         return batches
 
     async def _settle_collected(self, still_open: Collection[str]) -> None:
-        """Let go of what is held for batches that others have collected; what nobody can say counts in full."""
+        """Settle reservations of batches that other processes collected; an unknown cost counts as the worst case."""
         held = {mark: most for mark, most in self.session.budget.reserved.items() if mark not in still_open}
         known = await asyncio.to_thread(self._batch_store.find_by_mark, held)
         for mark, most in held.items():
@@ -219,12 +219,12 @@ class _BatchedRun:
             raise self.session.budget.refusal(short)
 
     async def _wait(self, level: Level) -> None:
-        """Collect batches until none is under way, or else, where nobody waits, what has ended by now."""
+        """Collect batches until none is open; without `run.wait`, collect those that have ended, or raise `Waiting`."""
         collected = 0
         while batches := await self._list_open(level.waits_for):
             if self.spec.run.wait:
                 await asyncio.sleep(self._pause_s)
-            self._pause_s = min(self._pause_s * self._rhythm.slower, self._rhythm.longest_s)
+            self._pause_s = min(self._pause_s * self._rhythm.backoff, self._rhythm.longest_s)
             for batch in batches:
                 collected += await self._poll(batch)
             self._show_progress(batches)
@@ -234,19 +234,19 @@ class _BatchedRun:
                 raise Waiting(f"{self.session.batches}; run the same command again to go on")
 
     async def _poll(self, batch: Batch) -> bool:
-        """See how a batch is; whether it has ended, and is collected."""
+        """Check a batch, and collect it if it has ended; return whether it is closed."""
         self.session.raise_if_stopped()
         client = BatchClient(batch.asked, self._rhythm.patience, self.session.raise_if_stopped)
         if not batch.batch_id:
-            return batch.is_abandoned and await self._find_out(batch.mark, client)
+            return batch.is_abandoned and await self._resolve_abandoned(batch.mark, client)
         remote = self._remotes[batch.mark] = await client.look(batch)
         if remote.has_ended:
             await self._collect(batch, remote, client)
         return remote.has_ended
 
-    async def _find_out(self, mark: str, client: BatchClient) -> bool:
-        """Find out whether a batch was made before the process that wrote it down ended; else forget it."""
-        # read again: it may have been handed in since, and only then was nobody at it any more
+    async def _resolve_abandoned(self, mark: str, client: BatchClient) -> bool:
+        """Find a batch at the provider whose process ended while it submitted it; else release it, and return True."""
+        # read again: its process may have submitted it since it was listed, and ended only then
         batch = (await asyncio.to_thread(self._batch_store.find_by_mark, [mark])).get(mark)
         if batch is None or batch.ended_at is not None or batch.batch_id or not batch.is_abandoned:
             return False
@@ -259,7 +259,7 @@ class _BatchedRun:
         return remote is None
 
     async def _collect(self, batch: Batch, remote: RemoteBatch, client: BatchClient) -> None:
-        """Store what came, then note what is to be asked for again."""
+        """Store the answers of a batch, then close it and record which samples are to be asked for again."""
         outcome = BatchOutcome(batch, remote, await find_route(batch.asked), self.run, self._rhythm.attempts)
         items = await asyncio.to_thread(self._batch_store.read_items, batch.mark)
         await asyncio.to_thread(outcome.read, items, await client.results(remote))
@@ -276,7 +276,7 @@ class _BatchedRun:
             raise outcome.ends_run
 
     def _note_queue(self, batch: Batch, remote: RemoteBatch, items: int) -> None:
-        """Learn how much the provider's queue has room for, and come again later where it has none."""
+        """Adapt to the room in the provider's queue. Raises `RunStopped` if it has been full for too long."""
         if remote.error_code != QUEUE_FULL:
             self._pause_s = self._rhythm.first_look_s
             self._queues.took(batch.asked, items)
@@ -291,7 +291,7 @@ class _BatchedRun:
             raise Waiting(f"{full}; run the same command again to go on")
 
     def _show_progress(self, batches: Sequence[Batch]) -> None:
-        """Say how the batches stand, for the progress line."""
+        """Set the state of the batches for the progress line."""
         remotes = [self._remotes[batch.mark] for batch in batches if batch.mark in self._remotes]
         under_way = len(batches) - sum(remote.has_ended for remote in remotes)
         since = timedelta(seconds=round(time.time() - batches[0].planned_at))

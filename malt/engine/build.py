@@ -1,6 +1,6 @@
-"""Building: the store's trees -> a dataset version, and RunSummary, the words of `malt run --json`. Nobody is asked.
+"""Building of a dataset version from the store's trees, without model calls; and RunSummary (`malt run --json`).
 
-Trees are replayed by the growth that asked for them, and written as they come: memory does not grow with their number.
+Trees are replayed by the code that grew them, and written one shard at a time: memory does not grow with their number.
 """
 
 from dataclasses import asdict
@@ -21,16 +21,16 @@ from malt.trees.tree import FailedBranch
 
 
 class Built(NamedTuple):
-    """What the store amounts to: a version of the complete trees, None where there is none, and what is missing."""
+    """Result of a build: the version of the complete trees, None without any, and the branches that the store lacks."""
 
     version: DatasetVersion | None
     failures: tuple[FailedBranch, ...]
     reason: str = ""
-    """Why there is no version."""
+    """Reason why there is no version."""
 
 
 def build(job: Job, known: Known = NONE_KNOWN) -> Built:
-    """Publish the trees that the store holds whole; those in `known`, by question id, need not be replayed."""
+    """Publish the complete trees of the store; the trees in `known` are not replayed."""
     provenance = Provenance(job.prompts.digests, job.screening)
     with infrequent_gc(), VersionWriter(job.spec, provenance, job.settings.datasets_dir / job.spec.name) as writer:
         for shard in stored_shards(job.questions, job.source, job.screening, writer.stats, known=known):
@@ -38,45 +38,45 @@ def build(job: Job, known: Known = NONE_KNOWN) -> Built:
         failures = tuple(writer.stats.trees.failures)
         try:
             return Built(writer.publish(), failures)
-        except NothingToPublish as nothing:
-            return Built(None, failures, str(nothing))
+        except NothingToPublish as error:
+            return Built(None, failures, str(error))
 
 
 class RunSummary(Finished):
-    """What came of a run, and what it used."""
+    """Result and usage of a run."""
 
     dataset: str
     complete: int
-    """Questions whose tree is whole."""
+    """Questions whose tree is complete."""
     failed_branches: int
     waits: str | None = None
-    """What is still under way in batches, where the run did not stay for it."""
+    """State of the batches still in flight, if the run did not wait for them."""
     version: int | None = None
-    """Number of the version this run ended with; None where nothing was published."""
+    """Number of the version that the run published or found unchanged; None without a version."""
     created: bool = False
-    """Whether that version is new; equal content makes none."""
+    """Whether that version is new; content equal to the newest version's creates none."""
     path: str | None = None
     content_sha256: str | None = None
     rows: dict[str, int] = Field(default_factory=dict)
-    """Rows of each file of the version."""
+    """Number of rows in each file of the version."""
     outcomes: dict[str, int] = Field(default_factory=dict)
-    """Leaves of the version by what became of them."""
+    """Number of leaves of the version by outcome."""
     graded_by: dict[str, int] = Field(default_factory=dict)
-    """Leaves of the version by the kind of grader that decided."""
+    """Number of leaves of the version by the kind of grader that decided."""
     unknown: dict[str, int] = Field(default_factory=dict)
-    """Leaves of the version without a grade by the reason."""
+    """Number of leaves of the version with an unknown grade, by reason."""
     suspicions: tuple[str, ...] = ()
-    """What makes the version doubtful, a sentence each."""
+    """Signs that the version may be faulty, a sentence each."""
     withheld: str | None = None
-    """Why `latest` does not name the version."""
+    """Reason why `latest` does not name the version."""
     unread: int = 0
-    """Wrong leaves whose answer no grader could read whole."""
+    """Wrong leaves whose answer no grader could read completely."""
     disputed: int = 0
-    """Leaves on which two ways of comparing mathematics disagree."""
+    """Leaves on which two methods of comparing mathematics disagree."""
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 with failed branches or no version for `latest`, 3 stopped at a limit, 4 batches are under way."""
+        """0: done; 1: failed branches, or no version for `latest`; 3: stopped at a limit; 4: batches are in flight."""
         if self.stopped is not None:
             return 3
         if self.waits is not None:
@@ -115,7 +115,7 @@ class RunSummary(Finished):
         graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (
             f"# {self.reference}\n\n{escape_markdown(self.sentence)}\n\n{suspicions}"
-            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}; "
+            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'none'}; "
             f"not read: {self.unread}, disputed: {self.disputed}\n"
             f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
             f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
@@ -124,8 +124,8 @@ class RunSummary(Finished):
 
 
 def summarise(job: Job, filled: Filled, built: Built | None, wall_s: float) -> RunSummary:
-    """Put a run's figures together; `built` is None where nothing was to be published."""
-    shortfall, questions = _found_missing(filled.shortfall, built), len(job.questions)
+    """Combine a run's figures; `built` is None if nothing was to be published."""
+    shortfall, questions = _with_missing_branches(filled.shortfall, built), len(job.questions)
     published = {} if built is None or built.version is None else _describe(built.version)
     return RunSummary(
         **asdict(filled.tally.total),
@@ -141,7 +141,7 @@ def summarise(job: Job, filled: Filled, built: Built | None, wall_s: float) -> R
 
 
 def _describe(version: DatasetVersion) -> dict[str, Any]:
-    manifest, found = version.manifest, version.manifest.diagnostics
+    manifest, diagnostics = version.manifest, version.manifest.diagnostics
     return {
         "version": version.number,
         "created": version.created,
@@ -150,24 +150,24 @@ def _describe(version: DatasetVersion) -> dict[str, Any]:
         "complete": manifest.counts.complete,
         "rows": manifest.rows,
         "outcomes": manifest.counts.outcomes,
-        "graded_by": found.graded_by,
-        "unknown": found.unknown,
+        "graded_by": diagnostics.graded_by,
+        "unknown": diagnostics.unknown,
         "suspicions": manifest.suspicions,
         "withheld": manifest.withheld,
-        "unread": found.unread.count,
-        "disputed": found.disputed.count,
+        "unread": diagnostics.unread.count,
+        "disputed": diagnostics.disputed.count,
     }
 
 
-def _found_missing(shortfall: Shortfall, built: Built | None) -> Shortfall:
-    """Return what the store was found to lack; after a stop nearly all is missing, and the reason is known."""
+def _with_missing_branches(shortfall: Shortfall, built: Built | None) -> Shortfall:
+    """Return a shortfall with the branches that the build lacked as failures; after a stop, the run's own shortfall."""
     if built is None or shortfall.stopped is not None:
         return shortfall
     return shortfall._replace(failures=built.failures)
 
 
 def _complete_questions(questions: int, shortfall: Shortfall) -> int:
-    """Count the questions without a failed branch; none is known to be whole where the run stopped early."""
+    """Count the questions without a failed branch; 0 if the run stopped early or waits, as none is known complete."""
     if shortfall.stopped or shortfall.waits:
         return 0
     return questions - len({failure.question_id for failure in shortfall.failures})

@@ -1,4 +1,4 @@
-"""Filling the store: ask for what it lacks of a job's trees. How requests are carried out is an argument."""
+"""Filling the store: ask for the samples that it lacks of a job's trees, directly, in batches or by Prefect's tasks."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,21 +16,21 @@ from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.replay import MissingQuestions
 
 BATCH = 50
-"""Questions that are asked about together; their stored samples are read in one go."""
+"""Questions in a batch of direct requests; their stored samples are read together."""
 AT_ONCE = 4
-"""Batches under way at once in one process; each holds many requests, so few are enough."""
+"""Batches in flight in one process; each holds many requests, so few are enough."""
 
 
 Ask = Callable[[Job, MissingQuestions, Run], Awaitable[Filled]]
-"""Carries out what the missing questions need: in this process, through batch APIs, or by Prefect's tasks."""
+"""Function that makes the requests of the missing questions: in this process, in batches, or by Prefect's tasks."""
 
 
 async def fill(job: Job, run: Run, ask: Ask | None = None) -> Filled:
-    """Ask for all that the store lacks of the job's trees and their judge's grades.
+    """Ask for all samples that the store lacks: of the job's trees, and of the judge for their grades.
 
-    Questions whose trees are whole are not asked about; their samples count as cached. Without `ask` the spec's mode
-    says how: directly or in batches. Raises what is wrong with the job (`ConfigError` for a key that is refused);
-    a limit that was reached is `shortfall.stopped`.
+    Questions with whole trees are skipped; their samples count as cached. Without `ask` the spec's mode decides:
+    directly or in batches. Raises for faults of the job (`ConfigError` for a rejected key); a limit that was reached
+    is reported in `shortfall.stopped`.
     """
     if ask is None:
         ask = ask_in_batches if job.spec.run.mode == "batch" else ask_directly
@@ -40,32 +40,32 @@ async def fill(job: Job, run: Run, ask: Ask | None = None) -> Filled:
 
 
 async def ask_directly(job: Job, missing: MissingQuestions, run: Run) -> Filled:
-    """Ask in this process, a few batches of questions at a time; no more are begun once one was stopped."""
-    batches, one_at_a_time = missing.batches(BATCH), asyncio.Lock()
+    """Ask in this process, a few batches of questions at a time; after a stop no further batch starts."""
+    batches, lock = missing.batches(BATCH), asyncio.Lock()
     parts: list[Filled] = []
 
     async def take_batch() -> list[Question] | None:
-        async with one_at_a_time:
+        async with lock:
             return await run_to_end(lambda: next(batches, None), missing.stop, STOP_SECONDS)
 
-    async def work() -> None:
+    async def fill_batches() -> None:
         while (batch := await take_batch()) is not None:
             parts.append(await asyncio.to_thread(fill_batch, job.only(batch), run))
             if parts[-1].shortfall.stopped:
                 missing.stop()
                 return
 
-    await gather_all(work() for _ in range(AT_ONCE))
+    await gather_all(fill_batches() for _ in range(AT_ONCE))
     return merge(parts)
 
 
 def fill_batch(job: Job, run: Run) -> Filled:
-    """Ask for all that a part of a job needs; from any thread or process, but not from the session's loop."""
+    """Ask for all samples of a part of a job. Call it from any thread or process, but not from the session's loop."""
     expect_store(job.settings.store)
     try:
         ask = asker_for(job, run)
         admit = admit_trees(ask, job.spec, job.prompts)
         shortfall = ask.session.run(ask_all(job.questions, job.inputs(ask), admit))
-    except RunStopped as stop:  # before this part began
+    except RunStopped as stop:  # the run was stopped before this part started
         return Filled(Shortfall((), str(stop)), Tally())
     return Filled(shortfall, Tally(ask.tally.roles))

@@ -1,4 +1,4 @@
-"""Job: all that a run reads before it asks anybody. What is wrong with it is found here, before money is spent."""
+"""Job: spec, prompts, questions and screening of a run, checked before the first model call costs money."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from malt.trees.replay import Source
 
 @dataclass(frozen=True)
 class Job:
-    """What to grow, and where. Pickles, so that a part of it can go to another process."""
+    """Questions to grow trees for, with spec, prompts and settings. Picklable, to send a part to another process."""
 
     spec: RunSpec
     prompts: PromptSet
@@ -31,7 +31,7 @@ class Job:
     screening: Screening
     settings: Settings = field(default_factory=Settings)
     judge: LLMEvaluator | None = None
-    """Stands in for the judge that the spec declares."""
+    """Judge that replaces the one the spec declares."""
 
     @property
     def source(self) -> Source:
@@ -52,7 +52,7 @@ _read: ContextVar[Job | None] = ContextVar("read_job", default=None)
 
 @contextmanager
 def handing_over(job: Job) -> Iterator[None]:
-    """Let `read_job` return this job for its spec: a flow that is called in here need not read it again."""
+    """Let `read_job` return this job for its spec in this context: a flow called here need not read it again."""
     token = _read.set(job)
     try:
         yield
@@ -64,7 +64,7 @@ def read_job(spec: RunSpec, settings: Settings | None = None) -> Job:
     """Read questions and prompts, check that every reference answer can be graded against, and screen the questions.
 
     Raises `QuestionError`, `PromptError`, `GradingError`, or `ConfigError` for a tokenizer or a model version that
-    cannot be had.
+    cannot be loaded.
     """
     read = _read.get()
     if read is not None and read.spec == spec:
@@ -75,7 +75,7 @@ def read_job(spec: RunSpec, settings: Settings | None = None) -> Job:
 def make_job(
     spec: RunSpec, questions: Sequence[Question], settings: Settings | None = None, judge: LLMEvaluator | None = None
 ) -> Job:
-    """Check and screen questions that were read already; raises as `read_job` does."""
+    """Check and screen questions that were read already; raises the same errors as `read_job`."""
     spec = with_weights(spec, settings)
     prompts = load_prompts(spec.prompts)
     check_references(questions, spec.evaluator)
@@ -84,19 +84,19 @@ def make_job(
 
 
 def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
-    """Return the roles that a run asks: the judge only where a grader needs one."""
+    """Return the models that a run calls, by role: the judge only if a grader needs one."""
     judge = {Role.EVALUATOR: spec.evaluator} if "llm" in spec.evaluator.kind else {}
     return {**{role: spec.roles[role] for role in PLAYERS}, **judge}
 
 
 def list_models(spec: RunSpec, roles: Collection[Role] = frozenset(Role)) -> list[ModelSpec]:
-    """Return whom a run may ask for some roles: each role's model, then its fallbacks."""
+    """Return the models that a run may call for some roles: each role's model, then its fallbacks."""
     asked = [model for role, model in models_asked(spec).items() if role in roles]
     return [each for model in asked for each in (model, *model.backups)]
 
 
 def check_models(spec: RunSpec) -> None:
-    """Check name, key and weights of every model and fallback without asking it. Raises `ConfigError`."""
+    """Check name, key and weights of every model and fallback without calling it. Raises `ConfigError`."""
     from malt.llm.batch import api
     from malt.llm.provider import call
 
@@ -107,6 +107,6 @@ def check_models(spec: RunSpec) -> None:
     asked = models_asked(spec).values()
     if spec.run.mode == "batch" and not any(api.is_asked_in_batches(model, spec) for model in asked):
         raise ConfigError(
-            'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '
+            'run.mode = "batch", but no role has a model named openai/…, and only those can be asked in batches; '
             "leave mode out"
         )

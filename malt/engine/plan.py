@@ -1,4 +1,4 @@
-"""Plan: what a run would ask and cost, counted against the store; what further completions will take. Asks nobody."""
+"""Plan: requests, tokens and cost that a run still needs, given the samples in the store. Makes no model call."""
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ from malt.trees.tree import Tree
 
 
 class Range(NamedTuple):
-    """A quantity as it may come out: 95 % of runs should lie between the ends."""
+    """Expected value of a quantity, with a range in which 95 % of runs should lie."""
 
     low: float
     expected: float
@@ -41,7 +41,7 @@ class Range(NamedTuple):
         return Range(*(part * factor for part in self))
 
     def plus(self, other: "Range") -> "Range":
-        """Add up end by end, as if all came out low, or high, together."""
+        """Add each end, as if both quantities were low, or high, together."""
         return Range(*(mine + its for mine, its in zip(self, other, strict=True)))
 
     def shared(self, share: "Range") -> "Range":
@@ -54,23 +54,23 @@ class Range(NamedTuple):
 _NOTHING = Range(0, 0, 0)
 
 _CHARACTERS_PER_TOKEN = Range(5, 4, 3)
-"""What is assumed of a prompt, as English prose and code are."""
+"""Assumed characters per prompt token, typical of English prose and code."""
 _SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
-"""What is assumed of a completion."""
+"""Assumed length of a completion, as a share of max_tokens."""
 
 
 class Total(NamedTuple):
-    """One question's total of something, and how many completions took it."""
+    """Total of a quantity (tokens or dollars) over one question's completions, and their number."""
 
     amount: float
     completions: int
 
 
 def each_takes(totals: Sequence[Total], questions: int) -> Range:
-    """Return what a completion takes on average over `questions` further ones, judging by those that were seen.
+    """Return the mean per completion to expect over `questions` further questions, given the totals of those seen.
 
-    A prediction interval for the mean: questions differ, and completions of one question are alike, so it goes by the
-    questions' means. A single question says little: half to twice of what it took.
+    The range is a prediction interval for the mean. It is based on the questions' means, since questions differ and
+    completions of one question are alike. A single question says little: the range is half to twice its mean.
     """
     from scipy.special import stdtrit
 
@@ -83,77 +83,77 @@ def each_takes(totals: Sequence[Total], questions: int) -> Range:
 
 
 def _tokens_of(characters: float) -> Range:
-    """Return the tokens that a prompt of so many characters is assumed to have."""
+    """Return the assumed number of tokens of a prompt with this number of characters."""
     return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
 
 
 class Figures(Recorded):
-    """One end of the range that a quote may come out in."""
+    """Tokens and cost of a quote: as expected, or at one end of its range."""
 
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
-    """As providers reported it of stored completions, else by LiteLLM's prices; None where neither is known."""
+    """Cost, from what providers reported for stored completions, else from LiteLLM's prices; None without either."""
 
 
 class Quote(Figures):
-    """What would still be asked: as expected, as low, and as high as it may come out."""
+    """Requests, tokens and cost still needed: expected, and both ends of the range."""
 
     requests: int
-    """Still to be sent, where siblings are one request."""
+    """Requests still to be sent; siblings share a request where the provider allows it."""
     completions: int
-    """Still to be bought."""
+    """Completions still to be bought."""
     stored_completions: int
-    """Already in the store."""
+    """Completions in the store already."""
     low: Figures
     high: Figures
 
 
 class RolePlan(Quote):
-    """What one role would still be asked."""
+    """Quote of one role."""
 
     model: str
     mode: Literal["direct", "batch"]
-    """How it is asked: in batches where the run's mode says so and its provider takes them."""
+    """Mode of its requests: `batch` if the run's mode is batch and its provider supports batches."""
     basis: str
-    """Where the figures come from."""
+    """Source of the figures: stored completions or assumptions."""
 
 
 class Plan(Quote):
-    """The quote of a run. The evaluator's figures are what it takes if no other grader decides first."""
+    """Quote of a run. The evaluator's figures assume that no other grader decides first."""
 
     dataset: str
     questions: int
     excluded: dict[str, int]
-    """Questions that will give no training rows, by the gate; their trees are grown all the same."""
+    """Number of questions that will give no training rows, by gate; their trees are still grown."""
     refresh: tuple[Role, ...]
-    """Roles that are asked anew; what the store has of them is not counted as stored."""
+    """Roles that are asked again; their samples in the store are not counted as stored."""
     roles: dict[Role, RolePlan]
 
 
 @dataclass
 class Count:
-    """What the store has of one role, and what the prompts asked so far weigh."""
+    """Samples of one role in the store, and the size of the prompts rendered so far."""
 
     whole_requests: int = 0
-    """Requests of which every sample is stored."""
+    """Requests whose samples are all stored."""
     prompts: int = 0
     prompt_characters: int = 0
     completions: int = 0
     seen: dict[str, Usage] = field(default_factory=dict)
-    """What they took where the provider counted, by question."""
+    """Usage of the stored completions whose tokens the provider counted, by question."""
     others: Usage = field(default_factory=Usage)
-    """What the same role and model took with other prompts or settings, where nothing is seen of these."""
+    """Usage of the same role and model with other prompts or settings, if `seen` is empty."""
     missing: int = 0
-    """Samples that were asked for on the way and are not stored."""
+    """Samples that the replay asked for and the store lacks."""
     grown: int = 0
-    """Nodes of the trees that are whole."""
+    """Nodes of the complete trees."""
     grown_in_full: int = 0
-    """Nodes that these would have where all were asked for."""
+    """Nodes that these trees would have if they were grown in full."""
 
 
-class _CountingRecall(StoreCompleter):
-    """Recalls what the store has, and counts it by role."""
+class _CountingCompleter(StoreCompleter):
+    """Completer that answers from the store alone, and counts the samples by role."""
 
     def __init__(self, known: dict[str, StoredSample], counts: dict[Role, Count]) -> None:
         super().__init__(known)
@@ -184,30 +184,30 @@ class _CountingRecall(StoreCompleter):
 
 
 def plan(job: Job, store: Store, refresh: Collection[Role] = ()) -> Plan:
-    """Quote a run: what it needs in full, less what the store has; roles to `refresh`, and at most all below, anew."""
+    """Quote a run: all samples but the stored ones; roles to `refresh` and the roles after them count as missing."""
     spec, counts = job.spec, _count_stored(job, store, refresh)
     if refresh:
-        for role, whole in _count_stored(job, store).items():
-            counts[role].seen = whole.seen
+        for role, stored in _count_stored(job, store).items():
+            counts[role].seen = stored.seen
     roles = {role: _plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
     excluded = job.screening.counts.excluded
-    told = {"dataset": spec.name, "questions": len(job.questions), "excluded": excluded, "refresh": tuple(refresh)}
-    return Plan(**told, roles=roles, **add_quotes(roles.values()))
+    facts = {"dataset": spec.name, "questions": len(job.questions), "excluded": excluded, "refresh": tuple(refresh)}
+    return Plan(**facts, roles=roles, **add_quotes(roles.values()))
 
 
 def add_quotes(parts: Collection[Quote]) -> dict[str, Any]:
-    """Add up quotes end by end, as the fields of their sum."""
+    """Add up quotes, and the ends of their ranges; return the fields of the sum."""
     counts = ("requests", "completions", "stored_completions")
     return {
         **{name: sum(getattr(part, name) for part in parts) for name in counts},
-        **_together(parts).model_dump(),
-        "low": _together([part.low for part in parts]),
-        "high": _together([part.high for part in parts]),
+        **_add_figures(parts).model_dump(),
+        "low": _add_figures([part.low for part in parts]),
+        "high": _add_figures([part.high for part in parts]),
     }
 
 
-def _together(parts: Collection[Figures]) -> Figures:
-    """Add up figures; one unknown cost makes all of it unknown."""
+def _add_figures(parts: Collection[Figures]) -> Figures:
+    """Add up figures; one unknown cost makes the sum unknown."""
     costs = [part.cost_usd for part in parts]
     return Figures(
         prompt_tokens=sum(part.prompt_tokens for part in parts),
@@ -217,12 +217,12 @@ def _together(parts: Collection[Figures]) -> Figures:
 
 
 def _count_stored(job: Job, store: Store, refresh: Collection[Role] = ()) -> dict[Role, Count]:
-    """Count what trees have in the store, but for what roles to `refresh` said."""
+    """Count the stored samples of the job's trees, without those of the roles to `refresh`."""
     counts = {role: Count() for role in Role}
 
     async def visit(window: Sequence[Question]) -> None:
         rows = store.rows(question.question_id for question in window)
-        counting = _CountingRecall({key: row for key, row in rows.items() if row.role not in refresh}, counts)
+        counting = _CountingCompleter({key: row for key, row in rows.items() if row.role not in refresh}, counts)
         for valued in await gather_all(assess(question, job.inputs(counting)) for question in window):
             if valued.tree.complete:
                 _count_grown(counts, valued.tree, job.spec)
@@ -247,7 +247,7 @@ def _count_others(counts: Mapping[Role, Count], rows: Collection[StoredSample], 
 
 
 def _add_up(rows: Iterable[StoredSample]) -> Usage:
-    """Add up what answers took where the provider counted; one that is damaged is not a plan's concern."""
+    """Add up the usage of answers whose tokens the provider counted; damaged rows are skipped."""
     total = Usage()
     for row in (row for row in rows if row.response is not None):
         with suppress(StoreError):
@@ -263,15 +263,15 @@ def _plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Cou
         requests = completions
     expected = expect(role, model, spec, counts, requests, completions)
     if spec.growth.mode == "adaptive":
-        expected = adaptively(expected, _share_grown(role, spec, counts))
-    low, middle, high = figures_of(expected)
+        expected = _scale_to_share(expected, _grown_share(role, spec, counts))
+    low, expectation, high = figures_of(expected)
     return RolePlan(
         model=model.model,
         mode="batch" if is_asked_in_batches(model, spec) else "direct",
         requests=requests,
         completions=completions,
         stored_completions=count.completions,
-        **middle.model_dump(),
+        **expectation.model_dump(),
         low=low,
         high=high,
         basis=expected.basis,
@@ -279,10 +279,10 @@ def _plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Cou
 
 
 def _still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role, Count]) -> tuple[int, int]:
-    """Return the requests and completions that are left for a role.
+    """Return the numbers of requests and completions that a role still needs.
 
-    The judge takes one of each for a node: for those there are, where the graders before it left it one; for those
-    that are still to grow, at most. So it is for all roles where growth is adaptive.
+    The judge needs one of each for a node: exactly, for existing nodes that the graders before it left open; at most,
+    for nodes still to grow. With adaptive growth the numbers are upper limits for all roles.
     """
     count, nodes = counts[role], nodes_per_question(spec)
     if role is not Role.EVALUATOR:
@@ -294,7 +294,7 @@ def _still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Rol
 
 
 class _Expected(NamedTuple):
-    """What a role's further requests should take in all, and how that is known."""
+    """Expected total tokens and cost of a role's further requests, and the basis of the estimate."""
 
     prompt: Range
     completion: Range
@@ -302,33 +302,33 @@ class _Expected(NamedTuple):
     basis: str
 
 
-def _share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
-    """Return the share of full trees that adaptive growth asks for: what it always begins with, as yet, all."""
+def _grown_share(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
+    """Return the share of full trees that adaptive growth asks for: its minimum, its share so far, and all."""
     player = PLAYERS[-1] if role is Role.EVALUATOR else role
     count, nodes = counts[player], nodes_per_question(spec)
-    as_yet = count.grown / count.grown_in_full if count.grown_in_full else 1.0
-    return Range(nodes[PLAYERS[0]] / nodes[player], as_yet, 1.0)
+    so_far = count.grown / count.grown_in_full if count.grown_in_full else 1.0
+    return Range(nodes[PLAYERS[0]] / nodes[player], so_far, 1.0)
 
 
-def adaptively(expected: _Expected, share: Range) -> _Expected:
+def _scale_to_share(expected: _Expected, share: Range) -> _Expected:
     return _Expected(
         expected.prompt.shared(share),
         expected.completion.shared(share),
         None if expected.cost is None else expected.cost.shared(share),
-        f"{expected.basis}; adaptive growth asks for {share.low:.0%} to all of it, as yet {share.expected:.0%}",
+        f"{expected.basis}; adaptive growth asks for {share.low:.0%} to all of it, so far {share.expected:.0%}",
     )
 
 
 def expect(
     role: Role, model: ModelSpec, spec: RunSpec, counts: Mapping[Role, Count], requests: int, completions: int
 ) -> _Expected:
-    """Reckon with what the store has of this config, else with assumptions."""
+    """Estimate from the stored completions of this config, else from assumptions."""
     seen = list(counts[role].seen.values())
     if not completions:
         return _Expected(_NOTHING, _NOTHING, _NOTHING, "all of it is stored")
     if not seen:
-        prompt, completion = _prompt_assumed(role, spec, counts), _completion_assumed(model, counts[role])
-        basis = _assumption(model, counts[role].others)
+        prompt, completion = _assume_prompt_tokens(role, spec, counts), _assume_completion_tokens(model, counts[role])
+        basis = _describe_assumption(model, counts[role].others)
         return priced(model, spec, prompt.times(requests), completion.at_most(longest(model)).times(completions), basis)
     questions = ceil(completions * len(seen) / sum(one.completions for one in seen))
     prompt = each_takes([Total(one.prompt_tokens, one.completions) for one in seen], questions)
@@ -337,14 +337,14 @@ def expect(
         model, spec, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
     )
     costs = [Total(one.cost_usd, one.completions) for one in seen if one.cost_usd is not None]
-    are_mixed = is_asked_in_batches(model, spec) and expected.cost is not None  # some may be direct ones'
+    are_mixed = is_asked_in_batches(model, spec) and expected.cost is not None  # stored costs may be of direct requests
     if are_mixed or len(costs) < len(seen):
         return expected
     return expected._replace(cost=each_takes(costs, questions).times(completions))
 
 
 def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> _Expected:
-    """Add the cost by LiteLLM's prices, where it has any."""
+    """Add the cost by LiteLLM's prices; None if it has no price for the model."""
     prices = call.find_price(model, batched=is_asked_in_batches(model, spec))
     cost = None if prices is None else prompt.times(prices.prompt).plus(completion.times(prices.completion))
     return _Expected(prompt, completion, cost, basis)
@@ -354,44 +354,42 @@ def figures_of(expected: _Expected) -> list[Figures]:
     costs = (None, None, None) if expected.cost is None else expected.cost
     rounded = [(int(low), round(middle), ceil(high)) for low, middle, high in (expected.prompt, expected.completion)]
     parts = zip(*rounded, costs, strict=True)
-    return [Figures(prompt_tokens=given, completion_tokens=came, cost_usd=cost) for given, came, cost in parts]
+    return [Figures(prompt_tokens=prompt, completion_tokens=written, cost_usd=cost) for prompt, written, cost in parts]
 
 
 def history(seen: Sequence[Usage]) -> str:
     completions = sum(one.completions for one in seen)
     if len(seen) == 1:
-        return f"{completions} stored completions to one question: from half to twice of what they took"
-    return f"{completions} stored completions to {len(seen)} questions; the range holds 95 % of what may come"
+        return f"{completions} stored completions to one question: from half to twice their mean"
+    return f"{completions} stored completions to {len(seen)} questions; 95 % of runs should lie in the range"
 
 
-def _assumption(model: ModelSpec, others: Usage) -> str:
+def _describe_assumption(model: ModelSpec, others: Usage) -> str:
     length = f"half of max_tokens = {longest(model)} a completion, an eighth at least, all of it at most"
     if others.completions:
         mean, stored = others.completion_tokens / others.completions, f"{others.completions} stored ones"
         length = f"{mean:.0f} tokens a completion, the mean of {stored} to other prompts or with other settings, "
-        length += "from half to twice of it"
-    return (
-        f"assumed: {length}; 3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from what they took"
-    )
+        length += "from half to twice that"
+    return f"assumed: {length}; 3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from their usage"
 
 
 def longest(model: ModelSpec) -> int:
     return model.max_tokens or DEFAULT_MAX_TOKENS
 
 
-def _completion_assumed(model: ModelSpec, count: Count) -> Range:
-    """Return the tokens to expect of a completion, by those that were seen, else by others, else by max_tokens."""
+def _assume_completion_tokens(model: ModelSpec, count: Count) -> Range:
+    """Return the expected tokens of a completion: from those seen, else from other settings, else from max_tokens."""
     known = [*count.seen.values()] or [count.others]
     totals = [Total(one.completion_tokens, one.completions) for one in known if one.completions]
     return each_takes(totals, len(totals)) if totals else _SHARE_OF_MAX_TOKENS.times(longest(model))
 
 
-def _prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
-    """Return the tokens to expect of one prompt: those rendered, else the generator's and what is shown too."""
+def _assume_prompt_tokens(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
+    """Return the expected tokens of one prompt: from rendered ones, else the generator's plus the texts it contains."""
     count = counts[role]
     if count.prompts:
         return _tokens_of(count.prompt_characters / count.prompts)
     first = counts[PLAYERS[0]]
-    asked = _tokens_of(first.prompt_characters / max(first.prompts, 1))
-    shown = (_completion_assumed(spec.roles[above], counts[above]) for above in SHOWN[role])
-    return reduce(Range.plus, shown, asked)
+    question = _tokens_of(first.prompt_characters / max(first.prompts, 1))
+    shown = (_assume_completion_tokens(spec.roles[above], counts[above]) for above in SHOWN[role])
+    return reduce(Range.plus, shown, question)

@@ -1,4 +1,4 @@
-"""TrainingDataGenerator: trees and training files from Python, without a config and without Prefect."""
+"""TrainingDataGenerator: a Python interface that grows trees and writes datasets without config file or Prefect."""
 
 import asyncio
 import logging
@@ -27,24 +27,24 @@ from malt.trees.credit import ValuedTree
 from malt.trees.replay import read_trees
 
 _OBJECTIVE = ("exact", "contains")
-"""How answers are graded where no judge is wanted."""
+"""Grader kinds used without a judge."""
 
 
 _FROM_PYTHON = QuestionSource(source="python", format="plain")
-"""How rows of a program are read: the reference answer is the text that is given."""
+"""Question source of rows passed from Python: the reference answer is the whole text."""
 
 log = logging.getLogger(__name__)
 
 
 class TrainingDataGenerator:
-    """Grows MALT trees with one model in all three roles, and writes what a trainer reads.
+    """Grows MALT trees with one model in all three roles, and writes training datasets.
 
         generator = TrainingDataGenerator(model_name="embedded", branching_factor=2, use_llm_eval=False)
         tree = await generator.generate_trajectories("What is the capital of France?", "Paris")
         version = await generator.generate_and_evaluate(training_data, output_dir="my-dataset")
 
-    Every answer goes through the store in `MALT_DATA_DIR`, so asking again costs nothing. Roles with models of their
-    own, other graders and limits are declared with `spec`, a `RunSpec`, instead of the arguments before it.
+    Every answer goes through the store in `MALT_DATA_DIR`, so asking again costs nothing. To give roles their own
+    models, or to use other graders and limits, pass `spec`, a `RunSpec`, instead of the arguments before it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrainingDataGenerator:
         spec: RunSpec | None = None,
     ) -> None:
         if evaluator is not None and not (use_llm_eval or spec):
-            raise ConfigError("an evaluator is given, but use_llm_eval = False grades without one; leave out either")
+            raise ConfigError("an evaluator is given, but use_llm_eval = False grades without one; leave out one")
         role = RoleSpec(
             model=model_name, temperature=temperature, samples=branching_factor, max_tokens=max_tokens, seed=seed,
             api_base=api_base, api_key_env=api_key_env,
@@ -84,7 +84,7 @@ class TrainingDataGenerator:
             limits=limits or Limits(),
         )
         if evaluator is not None and self.spec.run.mode == "batch":
-            raise ConfigError('an evaluator that is given asks directly; declare it in the spec for run.mode = "batch"')
+            raise ConfigError('an evaluator object asks directly; for run.mode = "batch" declare the judge in the spec')
         self.judge = evaluator
         self._run = Run()
         load_prompts(self.spec.prompts)
@@ -93,7 +93,7 @@ class TrainingDataGenerator:
     async def generate_trajectories(self, question: str, ground_truth: str) -> ValuedTree:
         """Grow, grade and value one question's tree.
 
-        A branch that could not be had is in `tree.failures`. Raises `RunStopped` at a limit, `ConfigError` for a wrong
+        A failed branch is listed in `tree.failures`. Raises `RunStopped` at a limit, `ConfigError` for a wrong
         key or model, and `QuestionError` or `GradingError` for a text or a reference that cannot be used.
         """
         job = self._job([{"question": question, "ground_truth": ground_truth}])
@@ -104,11 +104,11 @@ class TrainingDataGenerator:
     async def generate_and_evaluate(
         self, training_data: Sequence[Mapping[str, str]], output_dir: str | Path | None = None
     ) -> DatasetVersion:
-        """Make a dataset version from rows of `question` and `ground_truth`; with `output_dir` its files lie there too.
+        """Make a dataset version from rows of `question` and `ground_truth`; `output_dir` receives a copy of its files.
 
-        Waits while another run grows a dataset of this name. An earlier version in `output_dir` is replaced. Raises
-        `ConfigError` where that folder holds something else, `QuestionError` for rows that cannot be used, and
-        `NothingToPublish` where no tree is complete.
+        Waits while another run holds the lock of this dataset. An earlier version in `output_dir` is replaced. Raises
+        `ConfigError` if that folder holds something else, `QuestionError` for rows that cannot be used, and
+        `NothingToPublish` if no tree is complete.
         """
         _check_replaceable(output_dir)
         job = self._job(training_data)
@@ -135,7 +135,7 @@ class TrainingDataGenerator:
 
 
 def _read_examples(rows: Sequence[Mapping[str, str]]) -> list[Question]:
-    """Read rows as those of a file are; their ids come from their content."""
+    """Read rows like those of a question file; their ids come from their content."""
     if not rows:
         raise QuestionError("training_data has no rows; give some with a question and a ground_truth each")
     questions: dict[str, Question] = {}
@@ -145,13 +145,13 @@ def _read_examples(rows: Sequence[Mapping[str, str]]) -> list[Question]:
             raise QuestionError(f"{place} is {values!r}, not a row such as {{'question': …, 'ground_truth': …}}")
         question = read_question(Row(place, dict(values)), _FROM_PYTHON)
         if question.question_id in questions:
-            raise QuestionError(f"{place}: this question and reference answer are there twice; remove one")
+            raise QuestionError(f"{place}: this question with this reference answer occurs twice; remove one")
         questions[question.question_id] = question
     return list(questions.values())
 
 
 def _check_replaceable(output_dir: str | Path | None) -> None:
-    """Raise where a folder holds something that is no version: it would be lost."""
+    """Raise if the folder holds something other than a version, which would be lost."""
     folder = Path(output_dir or "")
     if output_dir and folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
         raise ConfigError(f"output_dir {folder} holds other files; name a new folder, or one with an earlier version")

@@ -1,7 +1,7 @@
-"""Rebuilding a version: its manifest's config over the store's samples gives the same rows again. Nobody is asked.
+"""Rebuild of a version from its manifest's config and the samples in the store, without model calls.
 
-It takes the questions (the version's own, where they are whole), the prompt set as it was, and every sample behind a
-complete tree. A question that was incomplete stays so, though the store may know more by now.
+It needs the questions (the version's own, if undamaged), the unchanged prompt set, and every sample of a complete
+tree. A question that was incomplete stays incomplete, even if the store has more samples by now.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,26 +33,26 @@ from malt.trees.replay import Assessed
 from malt.trees.tree import FailedBranch, Tree
 
 _SHOWN = 5
-"""Missing branches that are named; the rest are counted."""
+"""Missing branches that are listed; the rest are counted."""
 
 
 class Sources(NamedTuple):
-    """Where a version's inputs are now; None: where its config says."""
+    """Present locations of a version's inputs; None: as in its config."""
 
     questions: str | None = None
     prompts: str | None = None
 
 
 class Rebuilt(NamedTuple):
-    """What came of rebuilding a version."""
+    """Result of a rebuild."""
 
     version: DatasetVersion
     path: Path | None = None
-    """Where it is, as it was published; None where it cannot be made again."""
+    """Folder that holds the version as published; None if it cannot be rebuilt."""
     written: bool = False
-    """Whether it was put there now; a version that holds is left as it is."""
+    """Whether the rebuild wrote it; an undamaged version is left as it is."""
     differences: tuple[str, ...] = ()
-    """Why it cannot be made again, a sentence each."""
+    """Reasons why it cannot be rebuilt, a sentence each."""
 
 
 def rebuild(
@@ -63,16 +63,15 @@ def rebuild(
     *,
     trust_code: bool = False,
 ) -> Rebuilt:
-    """Make a version again out of the store: into the folder `out`, else over the version's own where that is damaged.
+    """Rebuild a version from the store: into the folder `out`, else over the version's own folder if that is damaged.
 
-    Writes nothing where the content would be another. Raises `VersionError` for an `out` that is taken, and
-    `InputError` where the questions, the prompts or the graders cannot be used at all, or the version names a grader's
-    code and that is not trusted.
+    Writes nothing if the content would differ. Raises `VersionError` if `out` is taken, and `InputError` if questions,
+    prompts or graders cannot be used, or if the version names a grader's code and that is not trusted.
     """
     if version.spec.evaluator.function is not None:
         require_trust(version.reference, version.spec.evaluator.function, trusted=trust_code)
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise VersionError(f"{out} is there already; name a folder that is not")
+        raise VersionError(f"{out} exists already; name a new or an empty folder")
     if out is not None:
         refuse_in_versions(out.resolve())
     job = _read_job_again(version, settings, sources or Sources())
@@ -84,7 +83,7 @@ def rebuild(
 
 
 def _read_job_again(version: DatasetVersion, settings: Settings, sources: Sources) -> Job:
-    """Read the job as it is now: the version's own questions, unless those are damaged or a file is given."""
+    """Read the job from present inputs: the version's own questions, unless they are damaged or a file is given."""
     spec = version.spec
     if spec.dataset.tokenizer is not None:
         into = f"put it into {settings.datasets_dir} if that is to be loaded"
@@ -99,7 +98,7 @@ def _read_job_again(version: DatasetVersion, settings: Settings, sources: Source
     if not version.is_within(settings.datasets_dir) and (sources.questions is None or spec.dataset.decontaminate):
         raise VersionError(
             f"{version.path} is from elsewhere, and the files that its config names are not read. "
-            f"Give it with a whole {QUESTIONS_FILE}, or put it into {settings.datasets_dir}"
+            f"Use a copy with an undamaged {QUESTIONS_FILE}, or put it into {settings.datasets_dir}"
         )
     declared = spec.questions.model_copy(update={"source": sources.questions or spec.questions.source})
     try:
@@ -121,7 +120,7 @@ def _changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[st
 
 
 def _changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
-    """Say that the questions, or the test sets that they were compared with, are not those of then."""
+    """Yield how the questions, or the test sets that they were compared with, differ from the published version's."""
     then = version.manifest
     if digest_questions(job.questions) != then.questions.sha256:
         yield (
@@ -134,14 +133,14 @@ def _changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
 
 
 def digest_questions(questions: Sequence[Question]) -> str:
-    """Return what the manifest of a version of these questions has as their digest."""
+    """Return the digest that a manifest records for these questions."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
     asked.update(as_batch([question_row(Tree(question, {}), "train", None) for question in questions], QUESTIONS))
     return asked.hexdigest()
 
 
 def _build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt:
-    """Write the version beside its place, and put it there if its content is what the manifest says."""
+    """Write the version to a staging folder, and move it to its place if its content matches the manifest."""
     then = version.manifest
     place = version.path if out is None else out.resolve()
     provenance = Provenance(job.prompts.digests, job.screening, then.created_at)
@@ -163,7 +162,7 @@ def _build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt
 
 
 def _failed_trees(then: Manifest, job: Job) -> dict[str, Assessed]:
-    """Return the trees of the questions that were incomplete, with what was missing of them: they stay so."""
+    """Return the incomplete trees of the version, empty but for the failures that its manifest records."""
     failures = group_failures(then)
     known: dict[str, Assessed] = {}
     for question in job.questions:
@@ -178,7 +177,7 @@ def _failed_trees(then: Manifest, job: Job) -> dict[str, Assessed]:
 
 def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
     named = [
-        f"store: lacks what the {branch.role} said to question {branch.question_id!r}"
+        f"store: lacks the {branch.role}'s answer to question {branch.question_id!r}"
         + (f" at node {branch.address}" if branch.address else "")
         for branch in missing[:_SHOWN]
     ]
@@ -186,21 +185,21 @@ def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
 
 
 def _describe_row_changes(version: DatasetVersion, now: Manifest) -> list[str]:
-    """Say which files would have other rows, and what may be the reason."""
+    """Describe the files that would have other rows, and possible reasons."""
     then = version.manifest
     if now.content_sha256 == then.content_sha256:
         return []
-    told = [
+    changes = [
         f"{file}: other rows ({old.rows if old else 'no such file'} then, {new.rows if new else 'no such file'} now)"
         for file in sorted(then.files.keys() | now.files.keys())
         for old, new in [(then.files.get(file), now.files.get(file))]
         if (old and old.rows_sha256) != (new and new.rows_sha256)
     ]
     if not seal_holds(version.path):
-        told.append("manifest.json: was edited; take it from a copy of the version")
+        changes.append("manifest.json: was edited; restore it from a copy of the version")
     if then.code != now.code:
-        told.append(f"code: {release(then.code)} made it, this is {release(now.code)}")
-    return told
+        changes.append(f"code: {release(then.code)} made it, this is {release(now.code)}")
+    return changes
 
 
 def release(code: Code) -> str:

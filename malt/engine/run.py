@@ -1,4 +1,4 @@
-"""Run: one execution of a job in this process or another, its session, and what its trees may cost under a cap."""
+"""Run: one execution of a job, in one or more processes; its session, and the worst-case cost of a tree under a cap."""
 
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
@@ -25,62 +25,62 @@ from malt.trees.tree import FailedBranch
 
 
 def new_run_name() -> str:
-    """Return a name that no other run has; names sort by time."""
+    """Return a unique name; names sort by time."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid4().hex[:8]}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a job: the name its answers are noted with, and the roles it may ask."""
+    """One execution of a job: the name recorded with its answers, and the roles it may ask."""
 
     name: str = field(default_factory=new_run_name)
     roles: Collection[Role] = EVERY_ROLE
     tally: Tally = field(default_factory=Tally)
-    """What was asked and found so far, as far as this process knows: for whoever shows progress."""
+    """Usage of this run so far, as far as this process knows; the progress line shows it."""
 
 
 class Filled(NamedTuple):
-    """What came of filling the store: what is missing still, and what each role used."""
+    """Result of filling the store: the samples still missing, and each role's usage."""
 
     shortfall: Shortfall
     tally: Tally
 
 
 class Finished(Recorded):
-    """What a run was about, what it lacks, and what it used. Requests and tokens count this run alone."""
+    """Questions, failures and usage of a finished run. Requests and tokens count this run alone."""
 
     questions: int
     failures: tuple[FailedBranch, ...]
     requests: int
-    """Sent to endpoints by this run, retries included."""
+    """Requests that this run sent to endpoints, retries included."""
     completions: int
     cached_completions: int
-    """Taken from the store."""
+    """Completions taken from the store."""
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
-    """What this run spent; None where a completion's cost is unknown."""
+    """Cost of this run; None where a completion's cost is unknown."""
     wall_s: float
     stopped: str | None
-    """Why the run stopped early."""
+    """Reason why the run stopped early."""
 
 
 def asker_for(job: Job, run: Run) -> SessionCompleter:
-    """Return what a job's questions ask with in this process; once its session stopped, a run asks no more."""
+    """Return the completer of a job's questions in this process; it refuses requests once the session has stopped."""
     return make_completer(
         session_of(job, run), [question.question_id for question in job.questions], run.roles, run.name
     )
 
 
 def session_of(job: Job, run: Run) -> Session:
-    """Return this process's session of a run, which counts into the run's tally."""
+    """Return this process's session for a run; its usage is added to the run's tally."""
     session = open_session(job.settings, job.spec.limits, run.name)
     session.tally.above = run.tally
     return session
 
 
 def merge(parts: Iterable[Filled]) -> Filled:
-    """Put parts of a job together; the first stop counts."""
+    """Merge the results of a job's parts; the first stop reason is kept."""
     tally, shortfalls = Tally(), []
     for part in parts:
         tally.merge(part.tally)
@@ -96,18 +96,18 @@ def merge(parts: Iterable[Filled]) -> Filled:
 
 
 SHOWN = {role: PLAYERS[:depth] for depth, role in enumerate(PLAYERS)} | {Role.EVALUATOR: PLAYERS[-1:]}
-"""Whose texts each role is shown."""
+"""Roles whose texts each role's prompt contains."""
 
 
 def admit_trees(ask: SessionCompleter, spec: RunSpec, prompts: PromptSet) -> Admit:
-    """Return what every tree waits for: room under the caps, where there are any."""
+    """Return the admission check of a tree: it waits for room under the caps, if there are any."""
     if not spec.limits.capped:
         return lambda _question: nullcontext()
     return lambda question: ask.session.tree(most_for_tree(question, spec, prompts))
 
 
 def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
-    """Return what a whole tree takes where every text is as long as it may be, and every leaf is judged."""
+    """Return the worst-case usage of a whole tree: every text has its maximum length, and every leaf is judged."""
     parts = [_most_for_role(role, model, question, spec, prompts) for role, model in models_asked(spec).items()]
     return Amount(sum(part.usd for part in parts), sum(part.tokens for part in parts))
 

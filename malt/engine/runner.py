@@ -1,7 +1,7 @@
-"""Whole runs in this process: fill the store, build a version, sum up; or ask again. What `malt` does without Prefect.
+"""Complete runs in this process, without Prefect: fill the store, build a version, summarise; and reruns.
 
-Nothing is lost by asking again: an answer that was set aside keeps its row. What grew below it is asked for anew where
-its prompt is another one, and found in the store where it is not.
+A rerun loses no data: an answer that was set aside keeps its row. Samples below it are asked for again only if their
+prompt has changed; otherwise they are found in the store.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ from malt.trees.replay import windows
 
 
 async def run_job(job: Job) -> RunSummary:
-    """Ask for what is missing, then publish what the store holds whole. Waits while another run grows the dataset."""
+    """Ask for what is missing, then publish the complete trees. Waits while another run holds the dataset's lock."""
     return await rerun_job(job, job.questions, EVERY_ROLE, refresh=False)
 
 
 async def rerun_job(job: Job, questions: Sequence[Question], roles: Collection[Role], *, refresh: bool) -> RunSummary:
-    """Ask some roles again about some questions, then publish; no roles means all.
+    """Ask some roles again about some questions, then publish; empty `roles` means all.
 
-    With `refresh` the stored answers of these roles are set aside first, and the roles after them follow; without it
-    only what is missing is asked for.
+    With `refresh` the stored answers of these roles are set aside first, and later roles are asked again where their
+    prompts change; without it only missing samples are asked for.
     """
     started, run = time.time(), Run(roles=EVERY_ROLE if refresh or not roles else frozenset(roles))
     check_models(job.spec)
@@ -52,7 +52,7 @@ async def rerun_job(job: Job, questions: Sequence[Question], roles: Collection[R
 
 
 async def assemble_job(job: Job) -> RunSummary:
-    """Publish what the store holds whole; nobody but the judge is asked, for the grades it has not given yet."""
+    """Publish the complete trees of the store; only the judge is asked, for missing grades."""
     run, started = Run(), time.monotonic()
     async with hold_run_lock(job.spec.name, job.settings, f"run {run.name}"):
         judged = await fill_grades(job, run)
@@ -61,14 +61,14 @@ async def assemble_job(job: Job) -> RunSummary:
 
 
 async def fill_grades(job: Job, run: Run, ask: Ask | None = None) -> Filled:
-    """Ask the judge, where there is one, for what it has not said yet; no other role is asked."""
+    """Ask the judge, if there is one, for missing grades; no other role is asked."""
     if not asks_judge(job.spec):
         return Filled(NOTHING_MISSING, Tally())
     return await fill(job, replace(run, roles=frozenset({Role.EVALUATOR})), ask)
 
 
 def assembled(job: Job, judged: Filled, built: Built) -> Filled:
-    """Return what an assembly used: what the judge was asked, else what the version took from the store."""
+    """Return the usage of an assembly: the judge's, or without a judge the stored samples that the version uses."""
     if asks_judge(job.spec):
         return judged
     nodes = {} if built.version is None else built.version.manifest.counts.nodes
@@ -76,12 +76,12 @@ def assembled(job: Job, judged: Filled, built: Built) -> Filled:
 
 
 def is_publishable(spec: RunSpec, shortfall: Shortfall) -> bool:
-    """Whether what the store holds now is to become a version."""
+    """Whether the complete trees of the store are published as a version after this run."""
     return shortfall == NOTHING_MISSING or (spec.run.on_incomplete == "publish" and shortfall.waits is None)
 
 
 async def run_pilot(job: Job, questions: int) -> Shortfall:
-    """Ask for the trees of so many questions, spread evenly over all; the store keeps what they gave."""
+    """Grow trees for `questions` questions, spread evenly over all; their samples stay in the store."""
     chosen, name = spread_evenly(job.questions, questions), f"{new_run_name()}-pilot"
     check_models(job.spec)
     async with hold_run_lock(job.spec.name, job.settings, f"pilot {name}"):
@@ -89,43 +89,43 @@ async def run_pilot(job: Job, questions: int) -> Shortfall:
 
 
 def spread_evenly(questions: Sequence[Question], count: int) -> list[Question]:
-    """Pick questions at even distances: a file is often sorted by how hard they are."""
+    """Pick questions at even distances, since a file is often sorted by difficulty."""
     taken = min(count, len(questions))
-    return [questions[place * len(questions) // taken] for place in range(taken)]
+    return [questions[index * len(questions) // taken] for index in range(taken)]
 
 
 def read_declared(name: str, config: Path | None) -> RunSpec:
-    """Return what a dataset was last declared with, or what a file declares. Raises `ConfigError` or `VersionError`."""
+    """Return a dataset's spec from a config file, else from its version. Raises `ConfigError` or `VersionError`."""
     if config is None:
         version = open_version(name, (datasets := Settings().datasets_dir))
         version.refuse_foreign(datasets, "models, addresses, keys and files", "declare the dataset with --config")
         return version.spec
     spec = load_spec(config)
     if spec.name != name:
-        raise ConfigError(f"{config}: declares dataset {spec.name!r}, not {name!r}; name that one")
+        raise ConfigError(f"{config}: declares dataset {spec.name!r}, not {name!r}; run the command for {spec.name!r}")
     return spec
 
 
 def choose_questions(questions: Sequence[Question], ids: Sequence[str]) -> Sequence[Question]:
-    """Return the questions with these ids, all for none, in order. Raises `QuestionError` for others' ids."""
+    """Return the questions with these ids, or all without ids, in order. Raises `QuestionError` for an unknown id."""
     known = [question.question_id for question in questions]
     for unknown in (each for each in ids if each not in known):
         close = find_close(unknown, known)
-        meant = f"did you mean {close!r}? " if close else ""
-        raise QuestionError(f"no question {unknown!r} in the dataset; {meant}questions.parquet lists them")
+        hint = f"did you mean {close!r}? " if close else ""
+        raise QuestionError(f"no question {unknown!r} in the dataset; {hint}questions.parquet lists them")
     return [question for question in questions if question.question_id in ids] if ids else questions
 
 
 def set_aside(job: Job, roles: Collection[Role], before: float) -> int:
-    """Set aside what these roles answered in the job's trees before a time (s since the epoch); return how many."""
+    """Set aside these roles' answers in the job's trees from before a time (s since the epoch); return their number."""
     with Store(job.settings.store) as store:
         keys = {key for window in windows(job.questions) for key in _keys_of(window, job, roles, store)}
         return store.set_aside(sorted(keys), before)
 
 
 def _keys_of(questions: Sequence[Question], job: Job, roles: Collection[Role], store: Store) -> list[str]:
-    """Return the keys that these questions' trees ask for, as far as the store can tell."""
-    noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
-    asyncio.run(ask_all(questions, job.inputs(noted)))
-    requests = [request for request in noted.requests if request.role in roles]
-    return [key for request in requests for asked in with_fallbacks(request) for key in asked.keys]
+    """Return the keys that the stored trees of these questions request from these roles, fallbacks included."""
+    recorder = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
+    asyncio.run(ask_all(questions, job.inputs(recorder)))
+    requests = [request for request in recorder.requests if request.role in roles]
+    return [key for request in requests for each in with_fallbacks(request) for key in each.keys]

@@ -1,6 +1,7 @@
-"""Running a flow so that Ctrl-C, SIGTERM and a terminal's end stop it cleanly: what is under way may arrive, no more.
+"""Clean stop of a run on Ctrl-C, SIGTERM or a terminal's hangup: requests in flight may finish, no new ones start.
 
-The flow runs in a thread: in the main one Prefect takes SIGTERM for itself, and raises it wherever the loop stands.
+The work runs in a thread of its own. In the main thread Prefect would handle SIGTERM itself, and raise an exception
+wherever the event loop happens to be.
 """
 
 import asyncio
@@ -25,21 +26,21 @@ _INTERRUPTED = 130
 MESSAGE = "interrupted; what was paid for is in the store, run again to go on"
 _LOOK_EVERY_S = 0.2
 _CURSOR = "\x1b[?25h\r\x1b[K"
-"""Shows the cursor, which progress bars hide, on a line of its own."""
+"""Escape codes that show the cursor, which progress bars hide, and clear its line."""
 STOP_LIMIT_S = 9.0
-"""Seconds after a signal until the process ends, whatever still holds it up."""
+"""Seconds after a signal until the process is ended, even if the work has not stopped."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. A signal stops it, and raises `KeyboardInterrupt`; a second one ends the process."""
     running = _Running(work)
-    with on_signal(running.interrupt):  # before it starts: what it first prints may be answered by a signal
+    with on_signal(running.interrupt):  # before the start: a caller may send a signal as soon as it sees output
         running.start()
         return running.result()
 
 
 class _Running(Generic[T]):
-    """A coroutine under way on a loop and in a thread of its own."""
+    """Coroutine that runs on an event loop of its own, in a thread of its own."""
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work, self._interrupted = work, False
@@ -52,7 +53,7 @@ class _Running(Generic[T]):
         threading.Thread(target=in_context, args=(self._run,), name="malt-run", daemon=True).start()
 
     def result(self) -> T:
-        """Wait for the end, and look now and then: a signal may wake another thread, and is acted on in this one."""
+        """Wait for the end, with a timeout: a signal may wake another thread, but its handler runs in this one."""
         while not self._outcome.done():
             wait([self._outcome], _LOOK_EVERY_S)
         try:
@@ -66,7 +67,7 @@ class _Running(Generic[T]):
         return outcome
 
     def interrupt(self) -> None:
-        """Stop asking, and cancel the work; the process ends soon, whatever comes of that."""
+        """Stop all sessions, cancel the work, and end the process after `STOP_LIMIT_S`; at once on a second signal."""
         if self._interrupted:
             give_up()
         self._interrupted = True
@@ -88,12 +89,12 @@ class _Running(Generic[T]):
 
 @contextmanager
 def on_signal(act: Callable[[], None]) -> Iterator[None]:
-    """Act on what ends a process, with nohup not on SIGHUP; outside the main thread signals stay as they are."""
+    """Call `act` on signals that end a process (under nohup not on SIGHUP). Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    outlives = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-    before = {each: signal.signal(each, lambda *_: act()) for each in _SIGNALS if each not in outlives}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    before = {each: signal.signal(each, lambda *_: act()) for each in _SIGNALS if each not in ignored}
     try:
         yield
     finally:
@@ -102,10 +103,10 @@ def on_signal(act: Callable[[], None]) -> Iterator[None]:
 
 
 def give_up() -> None:
-    """End the process, whatever it waits for: all that came is committed, and the private server ends with it."""
+    """End the process at once: arrived answers are committed, and the private server ends with the process."""
     terminal = _CURSOR if os.isatty(2) else ""
     with suppress(OSError):  # the terminal is gone
-        os.write(2, f"{terminal}error: {MESSAGE}\n".encode())  # stderr itself may be in use by what is interrupted
+        os.write(2, f"{terminal}error: {MESSAGE}\n".encode())  # the interrupted code may hold the lock of `sys.stderr`
     os._exit(_INTERRUPTED)
 
 
@@ -117,7 +118,7 @@ def _set_deadline(act: Callable[[], None]) -> None:
 
 @contextmanager
 def hold_terminal_back() -> Iterator[None]:
-    """Let processes that are started here, and by threads that are, hear a terminal no sooner than they have begun."""
+    """Block terminal signals here and in processes started meanwhile, so that Ctrl-C ends none before it is set up."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
     try:
         yield
@@ -126,17 +127,17 @@ def hold_terminal_back() -> Iterator[None]:
 
 
 def leave_terminal_to_run() -> None:
-    """Ignore a terminal's Ctrl-C and end, which come to all its processes: the run acts on them for its workers."""
+    """Ignore a terminal's signals in a worker: they reach the run as well, which then stops its workers."""
     for each in _FROM_TERMINAL:
         signal.signal(each, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINAL)
 
 
 def begin_worker(run: Connection) -> None:
-    """Let a worker process ask as long as its run does, and end with it: `run` is a pipe whose other end the run holds.
+    """Set up a worker process that stops asking when its run stops, and ends when the run's process ends.
 
-    Once that is closed nothing more is asked, and batches end with what they have. Told to end, the process first
-    writes what it still gets; a terminal's Ctrl-C or end it leaves to the run.
+    `run` is a pipe whose other end the run holds: once that is closed, no further request is made, and batches return
+    what they have. On SIGTERM the process first stores the answers in flight. Terminal signals are ignored.
     """
     leave_terminal_to_run()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end_worker, daemon=True).start())
@@ -144,7 +145,7 @@ def begin_worker(run: Connection) -> None:
 
 
 def _end_with_run(run: Connection) -> None:
-    """Wait for the end of the run, then for that of its process, and end too."""
+    """Wait until the run closes the pipe, stop asking, wait for the run's process to end, and end this one."""
     with suppress(EOFError, OSError):
         run.recv()
     stop_sessions()
@@ -155,7 +156,7 @@ def _end_with_run(run: Connection) -> None:
 
 
 def _end_worker() -> None:
-    """Write what still comes, and end this process, whatever holds it up."""
+    """Store the answers in flight, then end this process, at the latest after `STOP_LIMIT_S`."""
     _set_deadline(lambda: os._exit(_INTERRUPTED))
     stop_sessions()
     os._exit(_INTERRUPTED)

@@ -1,6 +1,6 @@
-"""Answers: what a system says to a question, chain by chain, with grades. Asking and reading back are one function.
+"""Answers of a system to a question, chain by chain, with grades. One function both asks and reads back from the store.
 
-The generator's answer (the single agent's) and the chain's are graded by the same graders.
+The generator's answer (the single agent's) and the chain's final answer are graded by the same graders.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from malt.trees.pipeline import Admit, Shortfall, asks_judge, gather_shortfall, 
 from malt.trees.tree import Address, FailedBranch, Node
 
 _WINDOW = 500
-"""Systems' answers to one question that are read from the store at once."""
+"""Number of pairs of question and system that are read from the store at once."""
 
 
 class Answered(NamedTuple):
-    """A system's answers to one question, and what could not be had of them."""
+    """A system's answers to one question, and the branches that failed."""
 
     answers: tuple[Answer, ...]
     failures: tuple[FailedBranch, ...]
@@ -39,22 +39,22 @@ class Answered(NamedTuple):
 async def ask_answers(
     asked: Iterable[tuple[Question, Lineup]], prompts: PromptSet, complete: Complete, admit: Callable[[Lineup], Admit]
 ) -> Shortfall:
-    """Ask for everything that the systems need, so that the store has it; what several share is asked once."""
+    """Request everything that the systems need, so that the store has it; requests that several share are made once."""
 
-    async def missing_of(question: Question, lineup: Lineup) -> tuple[FailedBranch, ...]:
+    async def ask_missing(question: Question, lineup: Lineup) -> tuple[FailedBranch, ...]:
         async with admit(lineup)(question):
             ask = mute_absent(lineup, complete)
             if asks_judge(lineup.spec):
                 return (await _answer_question(question, lineup, prompts, ask)).failures
             return (await grow_tree(question, TreeInputs(lineup.spec, prompts, ask))).failures
 
-    return await gather_shortfall(missing_of(question, lineup) for question, lineup in asked)
+    return await gather_shortfall(ask_missing(question, lineup) for question, lineup in asked)
 
 
 def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet, store: Store) -> Iterator[Answered]:
-    """Yield what the store holds, in order; nobody is asked."""
+    """Yield the answers that the store holds, in order; no model is asked."""
 
-    async def window_answered(window: Sequence[tuple[Question, Lineup]]) -> list[Answered]:
+    async def read_window(window: Sequence[tuple[Question, Lineup]]) -> list[Answered]:
         stored = make_store_completer(store, dict.fromkeys(question.question_id for question, _ in window))
         return await gather_in_turn(
             _answer_question(question, lineup, prompts, mute_absent(lineup, stored), gather_in_turn)
@@ -62,7 +62,7 @@ def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet,
         )
 
     for start in range(0, len(asked), _WINDOW):
-        yield from asyncio.run(window_answered(asked[start : start + _WINDOW]))
+        yield from asyncio.run(read_window(asked[start : start + _WINDOW]))
 
 
 async def _answer_question(
@@ -77,7 +77,7 @@ async def _answer_question(
 
 
 class _Grading:
-    """Grades one system's chains to one question."""
+    """Grades one system's chains for one question."""
 
     def __init__(self, question: Question, graders: Sequence[Grader]) -> None:
         self.question = question
@@ -101,7 +101,7 @@ class _Grading:
         )
 
     async def final(self, roles: Sequence[Role], chain: Mapping[Role, Node | None], single: Grade) -> Grade:
-        """Grade what a chain answers in the end: the last text that gives an answer, of those who take part."""
+        """Grade a chain's final answer: the last role's that takes part, or the generator's where that gives none."""
         if any(chain[role] is None for role in roles):
             return _MISSING
         last = chain[roles[-1]]
@@ -110,7 +110,7 @@ class _Grading:
         return await self.grade(last) if roles[-1].gives_answer or final_answer(last.text) is not None else single
 
     async def grade(self, node: Node | None) -> Grade:
-        """Grade one text; a judge that cannot be asked is a failure, and the grade is unknown."""
+        """Grade one text. Where the judge's request fails, record the failure and return an unknown grade."""
         if node is None:
             return _MISSING
         try:
@@ -121,9 +121,9 @@ class _Grading:
             return Grade(Outcome.UNKNOWN, None, LLMEvaluator.kind, None, str(failure))
 
 
-_MISSING = Grade(Outcome.UNKNOWN, None, "none", None, "could not be had")
+_MISSING = Grade(Outcome.UNKNOWN, None, "none", None, "its request failed")
 
 
 def _find_node(role: Role, first: Address, nodes: Mapping[Address, Node], lineup: Lineup) -> Node | None:
-    """Return a role's text in the chain that begins with a generation."""
+    """Return a role's node in the chain that begins with the generation `first`; None where there is none."""
     return nodes.get(Address((*first, *[0] * PLAYERS.index(role)))) if role in lineup.roles else None

@@ -1,7 +1,7 @@
-"""What an evaluation says in Markdown: its card, `README.md`, Prefect's artifact, and the card of a model on the Hub.
+"""Markdown of an evaluation: its card, `README.md`, Prefect's artifact, and the card of a model on the Hub.
 
-None says anything that summary and manifest do not. A model version never changes, and is evaluated after it was
-published, so its own `README.md` knows no results: its card on the Hub has a `model-index` block and a table of them.
+All figures are those of summary and manifest. A model version never changes, and is evaluated after it was published,
+so its own `README.md` has no results; its card on the Hub adds a `model-index` block and a table of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
     questions, chains = count_noun(summary.questions, "question"), count_noun(summary.chains, "chain")
-    asked = f"{questions} from {code_span(manifest.questions.source)}, {chains}"
+    sample = f"{questions} from {code_span(manifest.questions.source)}, {chains}"
     parts = [
         f"# {manifest.name} v{manifest.version}: evaluation",
-        f"{asked} each; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
+        f"{sample} each; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
         _accuracy_table(summary),
         *_list_beside(summary),
         f"Differences to {code_span(summary.baseline)} ({summary.title}), paired by question:",
@@ -45,29 +45,27 @@ def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
         "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
         _power_sentence(summary),
         *_worth_tables(summary),
-        "What nothing beats at its price, in completion tokens a question:",
+        "Cost-accuracy frontier, by completion tokens a question:",
         _frontier_table(summary),
         *([_RACE.format(", ".join(map(code_span, summary.dropped)))] if summary.dropped else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-_RACE = (
-    "A race dropped {}: they could not win any more. A system that is truly best is dropped in at most 5 % of races."
-)
+_RACE = "A race dropped {}: they could no longer win. A system that is truly best is dropped in at most 5 % of races."
 
 
 def _worth_tables(summary: Summary) -> list[str]:
     head = ("model", "mean, %", "worth, points")
     return [
-        f"Models as {role}, each over all of the others' combinations:\n\n"
+        f"Models as {role}, each averaged over all combinations of the others:\n\n"
         + markdown_table(head, [_worth_row(model, each) for model, each in worths.items()])
         for role, worths in summary.tournament.items()
     ]
 
 
 def _worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
-    """Write a model's line: its mean, and its worth in percentage points with the interval."""
+    """Return a model's row: its name, its mean, and its worth in percentage points with the interval."""
     return code_span(model), f"{100 * worth.accuracy:.1f}", points(worth.worth, worth.low, worth.high)
 
 
@@ -83,7 +81,7 @@ def _frontier_cells(way: Choice) -> tuple[object, ...]:
 
 
 def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
-    """Write the figures for Prefect's UI, with bars for a picture."""
+    """Write the figures for Prefect's UI, with bars of text instead of a picture."""
     parts = [
         f"# {manifest.reference}",
         f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
@@ -118,9 +116,9 @@ def _accuracy_table(summary: Summary) -> str:
 
 
 def _list_beside(summary: Summary) -> list[str]:
-    """Write a system's controls on a line, where it has some."""
+    """Write the controls of all systems as one list, a line a system; return nothing where there are none."""
     controls = {name: _describe_beside(system) for name, system in summary.systems.items()}
-    lines = [f"* {code_span(name)}: {told}" for name, told in controls.items() if told]
+    lines = [f"* {code_span(name)}: {figures}" for name, figures in controls.items() if figures]
     return ["\n".join(lines)] if lines else []
 
 
@@ -129,17 +127,17 @@ def _describe_beside(system: SystemSummary) -> str:
 
 
 def _difference_table(summary: Summary) -> str:
-    rows = [_difference_cells(name, found) for name, found in summary.differences.items()]
+    rows = [_difference_cells(name, compared) for name, compared in summary.differences.items()]
     return markdown_table(("system", "difference", "p", "p (Holm)"), rows)
 
 
-def _difference_cells(name: str, found: Compared) -> tuple[str, ...]:
-    return code_span(name), points(found.difference, found.low, found.high), _write_p(found.p), _write_p(found.p_holm)
+def _difference_cells(name: str, row: Compared) -> tuple[str, ...]:
+    return code_span(name), points(row.difference, row.low, row.high), _write_p(row.p), _write_p(row.p_holm)
 
 
 def _power_sentence(summary: Summary) -> str:
-    told = "; ".join(_list_smallest(summary)) or "none"
-    return f"Smallest difference that {summary.questions:,} questions show with 80 % power: {told}."
+    smallest = "; ".join(_list_smallest(summary)) or "none"
+    return f"Smallest difference that {summary.questions:,} questions show with 80 % power: {smallest}."
 
 
 def _list_smallest(summary: Summary) -> Iterator[str]:
@@ -167,7 +165,7 @@ _INTRODUCTION = "Share of held-out questions that are answered right, with 95 % 
 
 
 class Result(NamedTuple):
-    """How often a system with the model in it was right, in one way of answering."""
+    """Accuracy of a system in which the model plays, in one way of answering."""
 
     evaluation: EvaluationVersion
     system: str
@@ -176,43 +174,43 @@ class Result(NamedTuple):
 
     @property
     def way(self) -> str:
-        """Single agent or pipeline, and how many vote."""
+        """Single agent or pipeline, and the number of votes."""
         return write_title(self.measure, self.evaluation.summary.chains)
 
 
 def find_results(version: ModelVersion) -> list[Result]:
-    """Return what the newest version of each evaluation that has this model in a role found."""
-    known = _known_as(version)
-    newest = {each.name: found for each in list_evaluations().versions if (found := [*_read_results(each, known)])}
-    return [result for found in newest.values() for result in found]
+    """Return the results of each evaluation, from its newest version that has this model in a role."""
+    ids = _identifiers_of(version)
+    newest = {each.name: results for each in list_evaluations().versions if (results := [*_read_results(each, ids)])}
+    return [result for results in newest.values() for result in results]
 
 
-def _known_as(version: ModelVersion) -> set[str | None]:
-    """Return what evaluations know a model's roles by: their digests, or the names of their adapters on a server."""
+def _identifiers_of(version: ModelVersion) -> set[str | None]:
+    """Return the identifiers of a model's roles in evaluations: digests, and the names of adapters on a server."""
     roles = version.manifest.roles
     return {version.adapter_name(role) for role in roles} | {entry.gguf_sha256 for entry in roles.values()} - {None}
 
 
-def _read_results(evaluation: EvaluationVersion, known: Set[str | None]) -> Iterator[Result]:
-    for system, cast in evaluation.manifest.models.items():
-        for measure in _list_measures(cast, known, evaluation.summary.chains):
+def _read_results(evaluation: EvaluationVersion, identifiers: Set[str | None]) -> Iterator[Result]:
+    for system, players in evaluation.manifest.models.items():
+        for measure in _list_measures(players, identifiers, evaluation.summary.chains):
             cell: Cell = getattr(evaluation.summary.systems[system], measure)
             if cell.accuracy is not None:
                 yield Result(evaluation, system, measure, cell)
 
 
-def _list_measures(cast: Mapping[str, Player], known: Set[str | None], chains: int) -> Iterator[Measure]:
+def _list_measures(players: Mapping[str, Player], identifiers: Set[str | None], chains: int) -> Iterator[Measure]:
     """Yield the ways of answering in which a model takes part."""
-    played = {role for role, player in cast.items() if known & {player.digest, player.model.rpartition("/")[2]}}
+    roles = {role for role, each in players.items() if identifiers & {each.digest, each.model.rpartition("/")[2]}}
     ways = 2 if chains > 1 else 1
-    if PLAYERS[0] in played:
+    if PLAYERS[0] in roles:
         yield from MEASURES[:ways]
-    if played and len(cast) > 1:
+    if roles and len(players) > 1:
         yield from MEASURES[2 : 2 + ways]
 
 
 def render_model_card(version: ModelVersion, results: Sequence[Result]) -> str:
-    """Return a version's card with results: the Hub shows the block beside the text, readers the table below it."""
+    """Return a version's card with results: as metadata, which the Hub shows beside the text, and as a table."""
     from huggingface_hub import ModelCard
 
     card = ModelCard((version.path / CARD_FILE).read_text(encoding="utf-8"))
@@ -222,7 +220,7 @@ def render_model_card(version: ModelVersion, results: Sequence[Result]) -> str:
 
 
 def _describe(result: Result) -> "EvalResult":
-    """Write a result as the Hub's metadata has it; question files are told apart by their digests."""
+    """Return a result as the Hub's metadata; the digest of the question file is its revision."""
     from huggingface_hub import EvalResult
 
     questions, cell = result.evaluation.manifest.questions, result.cell

@@ -1,4 +1,4 @@
-"""Comparing two evaluations: which inputs differ, which accuracies moved, and which questions turned."""
+"""Comparison of two evaluations: changed inputs, changed accuracies, and questions with a better or worse score."""
 
 from pydantic import JsonValue
 
@@ -10,46 +10,46 @@ from malt.evaluation.version import EvaluationVersion
 
 
 class Turned(Recorded):
-    """Questions of a system whose vote became right, or wrong, by `measure`."""
+    """Questions on which a system's score, by the deciding measure, rose or fell."""
 
     better: tuple[str, ...]
     worse: tuple[str, ...]
 
 
 class EvaluationDiff(Recorded):
-    """What changed from one evaluation to another."""
+    """Differences between two evaluations."""
 
     old: str
     new: str
     same_content: bool
     inputs: dict[str, Change]
-    """By dotted path of the config, `prompts.FILE` and `questions`."""
+    """Inputs that differ, by dotted path of the config, `prompts.FILE` and `questions`."""
     accuracies: dict[str, dict[str, Change]]
-    """By system, then by measure; only those that differ."""
+    """Accuracies that differ, by system, then by measure."""
     turned: dict[str, Turned]
-    """By system, of questions that are in both."""
+    """Questions of both evaluations whose score changed, by system."""
 
 
 def compare(old: EvaluationVersion, new: EvaluationVersion) -> EvaluationDiff:
-    """Say what changed. Raises `VersionError` where a file cannot be read."""
+    """Compare two evaluations. Raises `VersionError` where a file cannot be read."""
     return EvaluationDiff(
         old=old.reference,
         new=new.reference,
         same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
         inputs=compare_values(_list_inputs(old), _list_inputs(new)),
-        accuracies={name: moved for name, moved in _accuracies(old, new).items() if moved},
+        accuracies={name: moved for name, moved in _compare_accuracies(old, new).items() if moved},
         turned=_list_turned(old, new),
     )
 
 
 def _list_inputs(version: EvaluationVersion) -> dict[str, JsonValue]:
-    """Return what a version was made from, by dotted path."""
+    """Return a version's inputs, by dotted path."""
     manifest = version.manifest
     prompts = {f"prompts.{file}": digest for file, digest in manifest.prompts.items()}
     return {**dict(flatten_table(manifest.config)), **prompts, "questions": manifest.questions.sha256}
 
 
-def _accuracies(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, dict[str, Change]]:
+def _compare_accuracies(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, dict[str, Change]]:
     names = dict.fromkeys((*old.summary.systems, *new.summary.systems))
     return {name: compare_values(_list_accuracies(old, name), _list_accuracies(new, name)) for name in names}
 
@@ -61,7 +61,7 @@ def _list_accuracies(version: EvaluationVersion, name: str) -> dict[str, JsonVal
 
 
 def _list_turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Turned]:
-    """Return the questions of each system in both versions that are more, or less, often right than before."""
+    """Return, for each system in both versions, the questions that are right more often, or less often, than before."""
     before, after = _score_questions(old), _score_questions(new)
     found = {}
     for name in before.keys() & after.keys():

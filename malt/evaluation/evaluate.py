@@ -1,4 +1,4 @@
-"""Evaluating: ask for what the store lacks of every system's answers, then publish what it holds."""
+"""Evaluation: ask for the answers of every system that the store lacks, then publish those that it holds."""
 
 import asyncio
 import time
@@ -33,26 +33,26 @@ from malt.trees.pipeline import NOTHING_MISSING, Admit, Shortfall
 from malt.trees.tree import FailedBranch
 
 _MOST_VOTES = 64
-"""Of a single agent with as many tokens as the pipeline."""
+"""Largest number of votes of a single agent in the equal-tokens comparison."""
 
 
 def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> EvaluationVersion:
     """Compare a config's systems on held-out questions, and return the evaluation version.
 
     Takes a `RunSpec` with an `evaluate` part, or the path of a config and overrides such as `evaluate.chains=5`. Asks
-    for what the store lacks. Raises what a run raises, `NothingToPublish` where nothing could be had.
+    for what the store lacks. Raises what a run raises, and `NothingToPublish` where no question was answered.
     """
     declared = spec if isinstance(spec, RunSpec) else load_spec(Path(spec), overrides)
     done = asyncio.run(evaluate_alone(read_evaluation(declared), Settings()))
     if done.stopped is not None:
         raise RunStopped(done.stopped)
     if done.version is None:
-        raise NothingToPublish(f"no evaluation of {declared.name!r} was made: no question was answered whole")
+        raise NothingToPublish(f"no evaluation of {declared.name!r} was made: no question was answered")
     return done.version
 
 
 class Evaluated(Finished):
-    """What came of an evaluation, and what it used."""
+    """Result of an evaluation, and its usage."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -77,7 +77,7 @@ class Evaluated(Finished):
         return f"{self.version.reference}: {self.questions} questions{missing if self.failures else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as JSON: the version's figures beside what this run used."""
+        """Return everything as JSON: the version's figures, and the usage of this run."""
         version = self.version
         empty: dict[str, Any] = {"systems": {}, "differences": {}}
         figures = empty if version is None else version.summary.model_dump(mode="json")
@@ -91,7 +91,7 @@ class Evaluated(Finished):
 
 
 async def evaluate_alone(job: EvaluationJob, settings: Settings) -> Evaluated:
-    """Ask for what the store lacks, then publish what it holds of all systems, once nobody else does."""
+    """Hold the evaluation's lock; ask for what the store lacks, then publish what it holds of all systems."""
     check_systems(job)
     run = new_run_name()
     async with hold_run_lock(name_lock(job), settings, f"run {run}"):
@@ -101,12 +101,12 @@ async def evaluate_alone(job: EvaluationJob, settings: Settings) -> Evaluated:
 
 
 def name_lock(job: EvaluationJob) -> str:
-    """Return the name of the lock that keeps two evaluations from paying for the same."""
+    """Return the name of the lock that prevents two evaluations from paying for the same answers."""
     return f"evaluation-{job.spec.name}"
 
 
 class EvaluationFill(NamedTuple):
-    """What the store has got: the job, with votes added where tokens are to meet, and what is missing."""
+    """Result of asking: the job, with the votes of the equal-tokens comparison added, and what is missing."""
 
     job: EvaluationJob
     shortfall: Shortfall
@@ -116,14 +116,14 @@ class EvaluationFill(NamedTuple):
 
 
 class EvaluationBuilt(NamedTuple):
-    """What the store amounts to: a version, None where it holds no answer, and what is missing."""
+    """Result of publishing: a version, None where the store holds no answer, and what is missing."""
 
     version: EvaluationVersion | None
     failures: tuple[FailedBranch, ...]
 
 
 def conclude(filled: EvaluationFill, built: EvaluationBuilt | None) -> Evaluated:
-    """Put an evaluation's figures together; `built` is None where nothing was to be published."""
+    """Assemble an evaluation's result; `built` is None where nothing was to be published."""
     version, failures = built or EvaluationBuilt(None, filled.shortfall.failures)
     return Evaluated(
         **asdict(filled.tally.total),
@@ -137,7 +137,7 @@ def conclude(filled: EvaluationFill, built: EvaluationBuilt | None) -> Evaluated
 
 
 async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFill:
-    """Ask for all chains, round by round where systems race, then for the votes that equal tokens take."""
+    """Ask for all chains, round by round where systems race, then for the votes of the equal-tokens comparison."""
     started = time.monotonic()
     session = open_session(settings, job.spec.limits, run=run)
     ask = make_completer(session, [question.question_id for question in job.questions], run=run)
@@ -163,7 +163,7 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFi
 
 
 def _list_rounds(job: EvaluationJob) -> list[list[Question]]:
-    """Return the questions that have been asked after each round: all at once, unless systems race."""
+    """Return the questions asked by the end of each round: all in a single round, unless systems race."""
     if not job.evaluate.race:
         return [job.questions]
     ordered = order_questions(job.questions)
@@ -171,7 +171,7 @@ def _list_rounds(job: EvaluationJob) -> list[list[Question]]:
 
 
 def _drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Settings) -> EvaluationJob:
-    """Return the job without further questions for the systems that cannot win any more; the baseline stays."""
+    """Return the job without further questions for systems that can no longer win; the baseline stays."""
     answers = [each for found in _read_back(job, job.lineups, settings, questions) for each in found.answers]
     sheets = make_sheets(job.spec, make_frame(make_table(answers)), "chain")
     racing = {name: sheet.scores(job.evaluate.measure) for name, sheet in sheets.items() if name not in job.asked}
@@ -199,14 +199,14 @@ def _read_back(
 
 
 def _find_voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:
-    """Return single agents whose votes write as much as each pipeline; none for a lone generator or unknown tokens."""
+    """Return for each pipeline a single agent with as many tokens; none for a lone generator or unknown tokens."""
     chains = [lineup for lineup in job.lineups if lineup.kind == "chain" and len(lineup.roles) > 1]
-    found = ((lineup, _votes_to_meet(_read_back(job, [lineup], settings), lineup)) for lineup in chains)
+    found = ((lineup, _count_equal_votes(_read_back(job, [lineup], settings), lineup)) for lineup in chains)
     return [_make_voter(lineup, votes) for lineup, votes in found if votes is not None]
 
 
-def _votes_to_meet(found: Sequence[Answered], lineup: Lineup) -> int | None:
-    """Return how many generations it takes to write as many tokens as the pipeline's chains; None where unknown."""
+def _count_equal_votes(found: Sequence[Answered], lineup: Lineup) -> int | None:
+    """Return the number of generations with as many tokens as the pipeline's chains, 64 at most; None where unknown."""
     answers = [answer for each in found for answer in each.answers]
     alone = [answer.single_took.completion_tokens for answer in answers]
     whole = [answer.took.completion_tokens for answer in answers]

@@ -1,4 +1,4 @@
-"""An evaluation before anybody is asked: what it reads, and what is wrong with that; what it would cost, and show."""
+"""Evaluation jobs: the inputs of an evaluation, read and checked before any model is asked; and its quote."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -26,21 +26,21 @@ from malt.questions.shingles import find_near_duplicates
 from malt.text import list_first
 
 _SHOWN = 5
-"""Overlapping questions that are named."""
+"""Number of overlapping questions that an error names."""
 
 
 class EvaluationJob(NamedTuple):
-    """What is to be evaluated, and on what."""
+    """Inputs of an evaluation: systems as line-ups, questions and prompts."""
 
     spec: RunSpec
     questions: list[Question]
     prompts: PromptSet
     lineups: list[Lineup]
     asked: Mapping[str, frozenset[str]] = MappingProxyType({})
-    """Ids of the questions that systems dropped by a race were asked; the others are asked all."""
+    """Ids of the questions asked of each system that a race dropped; the other systems are asked all."""
 
     def pair(self, lineups: Sequence[Lineup], questions: Sequence[Question]) -> list[tuple[Question, Lineup]]:
-        """Return which of these systems is asked which of these questions, question by question."""
+        """Pair each of these questions with those of these systems that are asked it."""
         return [(question, lineup) for question in questions for lineup in lineups if self._asks(lineup, question)]
 
     def _asks(self, lineup: Lineup, question: Question) -> bool:
@@ -52,7 +52,7 @@ class EvaluationJob(NamedTuple):
 
     @property
     def models(self) -> list[ModelSpec]:
-        """Whom the systems may ask, fallbacks and the judge too."""
+        """Models that the systems may ask, with fallbacks and the judge."""
         return [each for lineup in self.lineups for each in list_models(lineup.spec, {*lineup.roles, Role.EVALUATOR})]
 
 
@@ -63,7 +63,7 @@ def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:
     """
     find_baseline(spec)
     prompts = load_prompts(spec.prompts)
-    questions = _held_out_questions(spec)[:limit]
+    questions = _read_held_out(spec)[:limit]
     check_references(questions, spec.evaluator)
     known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in list_lineups(spec)]
     return EvaluationJob(spec, questions, prompts, known)
@@ -76,8 +76,8 @@ def check_systems(job: EvaluationJob) -> None:
         check_models(spec)
 
 
-def _held_out_questions(spec: RunSpec) -> list[Question]:
-    """Return the questions to evaluate on. Raises `QuestionError` where some are among those of the config."""
+def _read_held_out(spec: RunSpec) -> list[Question]:
+    """Return the questions to evaluate on. Raises `QuestionError` where some are training questions."""
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
         return _read_validation(spec)
@@ -96,18 +96,18 @@ def _find_model_versions(spec: RunSpec) -> list[ModelVersion]:
 
 
 def _read_trained_on(model: ModelVersion) -> list[Question]:
-    """Return the questions of the dataset versions that a model version was trained on; none of those that are gone."""
+    """Return the questions of the dataset versions that a model was trained on, if they can be opened."""
     found: dict[str, Question] = {}
     for entry in (*model.manifest.earlier, model.manifest.dataset):
         with suppress(VersionError):
-            found |= {each.question_id: each for each in _asked_questions(entry.reference)}
+            found |= {each.question_id: each for each in _read_version(entry.reference)}
     return [*found.values()]
 
 
-def _asked_questions(reference: str) -> list[Question]:
+def _read_version(reference: str) -> list[Question]:
     """Return the questions of a dataset version. Raises `VersionError`."""
-    asked = open_version(reference).questions
-    columns = zip(asked["question_id"], asked["question"], asked["ground_truth"], strict=True)
+    rows = open_version(reference).questions
+    columns = zip(rows["question_id"], rows["question"], rows["ground_truth"], strict=True)
     return [Question(question_id=key, question=text, ground_truth=truth) for key, text, truth in columns]
 
 
@@ -130,7 +130,7 @@ def _read_validation(spec: RunSpec) -> list[Question]:
 
 
 def _refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
-    """Raise `QuestionError` where questions are, nearly word for word, among those of the config."""
+    """Raise `QuestionError` where questions repeat training questions, nearly word for word."""
     alike = find_near_duplicates([question.question for question in (*training, *questions)])
     found = [
         (questions[place - len(training)].question_id, training[first].question_id)
@@ -145,32 +145,32 @@ def _refuse_overlap(questions: Sequence[Question], training: Sequence[Question],
         )
 
 
-# Its quote, counted against the store.
+# The quote of an evaluation: what it would ask and cost beyond what the store has.
 
 _DISCORDANCES = (0.1, 0.2, 0.3)
-"""Shares of questions on which two systems' votes may part."""
+"""Shares of questions on which two systems' votes may differ."""
 
 
 class SystemPlan(Recorded):
-    """What a system would still be asked that none before it is."""
+    """Quote of the requests that a system adds to those of the systems before it."""
 
     roles: dict[Role, RolePlan]
 
 
 class EvaluationPlan(Quote):
-    """The quote of an evaluation, without the votes that an equal number of tokens takes."""
+    """Quote of an evaluation, without the votes of the equal-tokens comparison."""
 
     questions: int
     systems: dict[str, SystemPlan]
-    """What each adds to those before it, with all seeds and its control."""
+    """Quote of what each system adds to those before it, with all seeds and its control."""
     smallest_difference: dict[str, float | None]
-    """What so many questions show with 80 % power, by the share of questions on which two votes part."""
+    """Smallest difference that shows with 80 % power, by the share of questions on which two votes differ."""
     questions_for_4_points: int
-    """How many questions show a difference of 4 points, where two votes part on 20 % of them."""
+    """Number of questions that show a difference of 4 points, where two votes differ on 20 % of them."""
 
 
 class _Added(NamedTuple):
-    """One role of a line-up that no line-up before it asks in the same place."""
+    """One role of a line-up, with requests that no earlier line-up makes."""
 
     lineup: Lineup
     role: Role
@@ -178,11 +178,11 @@ class _Added(NamedTuple):
 
 
 def plan_evaluation(job: EvaluationJob, store: Store, before: Sequence[EvaluationJob] = ()) -> EvaluationPlan:
-    """Quote an evaluation: every subtree once, less what the store has and what evaluations `before` it will have.
+    """Quote an evaluation: each subtree once, less what the store has and what the evaluations `before` it will add.
 
-    Those are of the same questions.
+    The evaluations `before` have the same questions.
     """
-    known = {_name_place(lineup, role) for each in before for lineup in each.lineups for role in _list_asked(lineup)}
+    known = {_request_key(lineup, role) for each in before for lineup in each.lineups for role in _list_asked(lineup)}
     added = _list_added(job, store, known)
     quoted = [each.quoted for each in added]
     systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
@@ -200,12 +200,12 @@ def plan_evaluation(job: EvaluationJob, store: Store, before: Sequence[Evaluatio
 
 
 def _list_added(job: EvaluationJob, store: Store, known: Collection[str]) -> list[_Added]:
-    """Quote each line-up's roles that no earlier one asks below the same texts."""
+    """Quote the roles of each line-up that no earlier line-up asks below the same texts."""
     added, places = [], set(known)
     for lineup in job.lineups:
         quoted = plan(Job(lineup.spec, job.prompts, job.questions, Screening()), store).roles
         for role in _list_asked(lineup):
-            place = _name_place(lineup, role)
+            place = _request_key(lineup, role)
             if place not in places:
                 places.add(place)
                 added.append(_Added(lineup, role, quoted[role]))
@@ -216,13 +216,13 @@ def _list_asked(lineup: Lineup) -> list[Role]:
     return [role for role in models_asked(lineup.spec) if role in lineup.roles or role is Role.EVALUATOR]
 
 
-def _name_place(lineup: Lineup, role: Role) -> str:
-    """Name what decides a role's requests: who speaks before it, and itself."""
+def _request_key(lineup: Lineup, role: Role) -> str:
+    """Return a key of what decides a role's requests: its own model and those of the roles before it."""
     depth = PLAYERS.index(role) + 1 if role in PLAYERS else len(PLAYERS)
     cast = [lineup.spec.roles[each].model_dump_json() for each in PLAYERS[:depth] if each in lineup.roles]
     return "\n".join([role.value, *cast])
 
 
 def _add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
-    """Add up what one role is asked in several line-ups of a system."""
+    """Add up the quotes of one role in two line-ups of a system."""
     return first.model_copy(update=add_quotes([first, second]))

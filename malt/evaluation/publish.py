@@ -1,4 +1,4 @@
-"""Publishing an evaluation: the store's answers in, an immutable version out; and verifying one."""
+"""Publishing of an evaluation's answers as an immutable version, and verification of a published one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -56,16 +56,16 @@ if TYPE_CHECKING:
 def publish(
     job: EvaluationJob, table: pa.Table, failures: tuple[FailedBranch, ...], settings: Settings
 ) -> EvaluationVersion:
-    """Make answers the next version of the evaluation; return the newest one if that has the same content."""
+    """Publish answers as the next version; return the newest version instead where it has the same content."""
     folder = settings.evaluations_dir / job.spec.name
     frame = make_frame(table)
     summary = summarise(job.spec, frame)
     with staging_in(folder) as staging:
-        answers, figures = staging / ANSWERS_FILE, staging / SUMMARY_FILE
-        figures.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        answers_path, summary_path = staging / ANSWERS_FILE, staging / SUMMARY_FILE
+        summary_path.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
         files = {
-            ANSWERS_FILE: describe_file(answers, write_answers(table, answers)),
-            SUMMARY_FILE: describe_file(figures),
+            ANSWERS_FILE: describe_file(answers_path, write_answers(table, answers_path)),
+            SUMMARY_FILE: describe_file(summary_path),
         }
         placed = place_next(
             staging,
@@ -103,8 +103,8 @@ def _describe_version(
 
 
 def describe_cast(lineup: Lineup) -> dict[str, Player]:
-    cast = {role.value: lineup.spec.roles[role] for role in PLAYERS if role in lineup.roles}
-    return {role: Player(model=own.model, digest=own.weights, sampling=own.sampling) for role, own in cast.items()}
+    models = {role.value: lineup.spec.roles[role] for role in PLAYERS if role in lineup.roles}
+    return {role: Player(model=own.model, digest=own.weights, sampling=own.sampling) for role, own in models.items()}
 
 
 def _render_pages(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> dict[str, str]:
@@ -114,17 +114,17 @@ def _render_pages(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
     }
 
 
-# Verifying: every digest, and every figure worked out again from the answers.
+# Verification: every digest, and every figure computed again from the answers.
 
 
 def verify(version: EvaluationVersion) -> list[str]:
-    """Return what does not hold, a sentence each, naming the file; nothing where all is as it was published."""
+    """Return a sentence for each problem, naming the file; nothing where the version is as it was published."""
     needed = (ANSWERS_FILE, SUMMARY_FILE, CARD_FILE, REPORT_FILE)
     return [*map(str, (*check_seal(version), *check_files(version, needed))), *_check_content(version)]
 
 
 def _check_content(version: EvaluationVersion) -> Iterator[str]:
-    """Work out rows, figures and pages again."""
+    """Compute rows, figures and pages again, and yield what differs."""
     try:
         answers, spec, stored = read_answers(version.path), version.spec, version.summary
     except VersionError as error:
@@ -138,7 +138,7 @@ def _check_content(version: EvaluationVersion) -> Iterator[str]:
     try:
         summary = summarise(spec, make_frame(answers))
     except (ValidationError, KeyError, ValueError) as error:
-        yield f"{ANSWERS_FILE}: no figures can be worked out of it ({error})"
+        yield f"{ANSWERS_FILE}: no figures can be computed from it ({error})"
         return
     if _round_numbers(summary.model_dump()) != _round_numbers(stored.model_dump()):
         yield f"{SUMMARY_FILE}: its figures are not those of the answers"
@@ -147,10 +147,10 @@ def _check_content(version: EvaluationVersion) -> Iterator[str]:
 
 
 def _write_pages_again(version: EvaluationVersion) -> dict[str, str]:
-    """Write card and report of what was there when they were written."""
+    """Render card and report from the manifest as it was before they were added to it."""
     files = {file: version.manifest.files[file] for file in (ANSWERS_FILE, SUMMARY_FILE)}
-    named = version.manifest.model_copy(update={"files": files})
-    return _render_pages(named, version.summary, version.answers)
+    manifest = version.manifest.model_copy(update={"files": files})
+    return _render_pages(manifest, version.summary, version.answers)
 
 
 def _round_numbers(value: object) -> object:

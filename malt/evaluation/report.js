@@ -1,4 +1,4 @@
-// Shows, for any two systems, the questions on which they part, side by side. All text goes in as text.
+// Shows the questions on which two chosen systems differ, side by side. Texts are inserted as text, never as HTML.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const left = document.getElementById("left"), right = document.getElementById("right");

@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).parent
 
 def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> str:
     sheets = make_sheets(manifest.spec, answers, "chain")
-    parted = _parted_questions(sheets, summary.measure)
+    parted = _list_differing(sheets, summary.measure)
     gains, reach = place_gains(summary.differences)
     data = {"roles": PLAYERS, "systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
     return render_page(
@@ -57,7 +57,7 @@ def redraw_report(version: EvaluationVersion) -> str:
     return render_report(version.manifest, version.summary, version.answers)
 
 
-# What the page draws, as rows and places. Lengths are percent of a picture, so that it fits any width.
+# Rows and coordinates of the page's pictures. Lengths are percentages, so that pictures fit any width.
 
 
 class _Bar(NamedTuple):
@@ -65,7 +65,7 @@ class _Bar(NamedTuple):
 
     title: str
     of: str
-    """`questions` for a vote, else `answers`."""
+    """What is counted: `questions` for a vote, else `answers`."""
     percent: float | None
     low: float | None
     high: float | None
@@ -73,7 +73,7 @@ class _Bar(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """A difference to the baseline in points, and where it stands in its picture."""
+    """A difference to the baseline, and the places of its interval and mean in the picture."""
 
     system: str
     compared: Compared
@@ -83,7 +83,7 @@ class Gain(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """A share of a system's chains by what refinement made of them."""
+    """Share of a system's chains with one outcome of refinement."""
 
     kind: str
     chains: int
@@ -91,7 +91,7 @@ class _Segment(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A way of answering: what it takes, and how often it is right."""
+    """A way of answering: its tokens and accuracy, and its place in the picture."""
 
     system: str
     way: str
@@ -109,7 +109,7 @@ def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:
 
 
 def place_gains(differences: Mapping[str, Compared]) -> tuple[list[Gain], float]:
-    """Place differences on one axis with zero in its middle; return how many points it reaches to either side."""
+    """Place differences on an axis with zero in its middle; return also its reach to either side, in points."""
     ends = [abs(end) for found in differences.values() for end in (found.low, found.high)]
     reach = max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
 
@@ -130,7 +130,7 @@ def _list_segments(flips: Flips) -> list[_Segment]:
 
 
 def _place_points(summary: Summary) -> list[_Point]:
-    """Place every way of answering by its tokens and its accuracy, and say which nothing beats at its price."""
+    """Place every way of answering by its tokens and its accuracy, and mark those on the frontier."""
     ways = list_ways(summary.systems, summary.chains, max(len(summary.seeds), 1))
     longest = max((way.tokens for way in ways), default=1.0) or 1.0
     chosen = {(way.system, way.way) for way in summary.frontier}
@@ -148,23 +148,23 @@ def _place_points(summary: Summary) -> list[_Point]:
     ]
 
 
-# The questions on which systems part, with what each said, within bounds.
+# The questions on which systems differ, with every system's texts, up to a size limit.
 
 _ALL_BYTES = 3_000_000
-"""Of all questions in one page, estimated."""
+"""Limit of all questions in one page, as estimated."""
 _MOST_CHARACTERS = 1_200
-"""Kept of each text."""
+"""Limit of each text."""
 
 
-def _parted_questions(sheets: Mapping[str, Sheet], measure: Measure) -> list[dict[str, Any]]:
-    """Return the questions that some system has right and another wrong, with all their chains; of many the first."""
+def _list_differing(sheets: Mapping[str, Sheet], measure: Measure) -> list[dict[str, Any]]:
+    """Return the questions on which systems' scores differ, with all their chains, up to the size limit."""
     scores = {name: sheet.scores(measure) for name, sheet in sheets.items()}
     kept, size = [], 0
     for place, question_id in enumerate(next(iter(sheets.values())).questions):
-        told = {name: float(own[place]) for name, own in scores.items() if own[place] == own[place]}
-        if len(set(told.values())) < 2:
+        known = {name: float(own[place]) for name, own in scores.items() if own[place] == own[place]}
+        if len(set(known.values())) < 2:
             continue
-        entry = _write_question(sheets, place, question_id, told)
+        entry = _write_question(sheets, place, question_id, known)
         size += len(str(entry))
         if size > _ALL_BYTES:
             break
@@ -173,15 +173,15 @@ def _parted_questions(sheets: Mapping[str, Sheet], measure: Measure) -> list[dic
 
 
 def _write_question(
-    sheets: Mapping[str, Sheet], place: int, question_id: str, told: Mapping[str, float]
+    sheets: Mapping[str, Sheet], place: int, question_id: str, shares: Mapping[str, float]
 ) -> dict[str, Any]:
     first = next(iter(sheets.values()))
-    asked = first.rows[first.rows["question_id"] == question_id].iloc[0]
+    row = first.rows[first.rows["question_id"] == question_id].iloc[0]
     return {
         "id": question_id,
-        "question": shorten(asked["question"], _MOST_CHARACTERS),
-        "truth": shorten(asked["ground_truth"], _MOST_CHARACTERS),
-        "share": told,
+        "question": shorten(row["question"], _MOST_CHARACTERS),
+        "truth": shorten(row["ground_truth"], _MOST_CHARACTERS),
+        "share": shares,
         "chains": {name: list(_list_chains(sheet, place)) for name, sheet in sheets.items()},
     }
 

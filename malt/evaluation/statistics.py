@@ -1,8 +1,8 @@
-"""Statistics of an evaluation: pure functions over one number a question. The question is the unit everywhere.
+"""Statistics of an evaluation: pure functions over one score a question. The question is the unit everywhere.
 
-A question's number is the share of a system's answers to it that are right, over chains and seeds: answers to one
-question are alike, and so they are one cluster. `nan` is a question of which nothing is known; it is left out, from
-comparisons in pairs.
+A question's score is the share of a system's answers to it that are right, over chains and seeds: answers to one
+question are correlated, so they form one cluster. `nan` is an unknown score; its question is left out, in
+paired comparisons for both systems.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ from malt.questions.question import Question
 from malt.trees.credit import Interval, wilson
 
 Scores = NDArray[np.float64]
-"""One number a question, in the questions' order."""
+"""One score a question, in the questions' order."""
 
 DRAWS = 10_000
-"""Of a bootstrap."""
+"""Number of draws of a bootstrap, or of a sign-flip test."""
 _SEED = 2412_01928
-"""Of all draws: the same answers give the same intervals."""
+"""Seed of all draws, so that the same answers give the same intervals."""
 LEVEL, POWER = 0.05, 0.80
 _USUAL_DISCORDANCE = 0.20
-"""Share of questions on which two systems differ, where nothing is known of them yet."""
+"""Assumed share of questions on which two systems differ, where it is not known."""
 
 
 class Difference(NamedTuple):
-    """How much more often one system is right than another on the same questions."""
+    """Difference of two systems' accuracies on the same questions."""
 
     difference: float
     low: float
@@ -41,9 +41,9 @@ class Difference(NamedTuple):
 
 
 def estimate(scores: Scores) -> Cell:
-    """Average over questions; the standard error is robust to answers of one question being alike.
+    """Average over questions; the standard error allows for correlated answers to one question.
 
-    The interval is Wilson's over as many independent answers as would vary as much as these questions do.
+    The interval is Wilson's, for the number of independent answers that would have this standard error.
     """
     known = scores[~np.isnan(scores)]
     if not len(known):
@@ -55,19 +55,19 @@ def estimate(scores: Scores) -> Cell:
 
 
 def _standard_error(known: Scores) -> float | None:
-    """Return the standard error of a mean over questions; None of a single one."""
+    """Return the standard error of a mean over questions; None for a single question."""
     return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
 
 
 def _effective_answers(mean: float, stderr: float | None, questions: int) -> float:
-    """Return how many independent answers would have this standard error; as many as questions where none varies."""
+    """Return the number of independent answers with this standard error; that of questions where none varies."""
     if not stderr or not 0 < mean < 1:
         return questions
     return max(1.0, mean * (1 - mean) / stderr**2)
 
 
 def paired_difference(scores: Scores, baseline: Scores, level: float = 1 - LEVEL) -> Difference | None:
-    """Compare two systems on the questions of which both are known; None where there is none."""
+    """Compare two systems on the questions with a known score for both; None where there is none."""
     differences = (scores - baseline)[~np.isnan(scores - baseline)]
     if not len(differences):
         return None
@@ -76,10 +76,10 @@ def paired_difference(scores: Scores, baseline: Scores, level: float = 1 - LEVEL
 
 
 def bootstrap(values: Scores, draws: int = DRAWS, level: float = 1 - LEVEL) -> Interval:
-    """Return the interval of a mean, of 95 % by default, by drawing questions with replacement.
+    """Return the bootstrap interval of a mean over questions, of 95 % by default.
 
-    Its percentiles are those that make a normal mean's interval Student's: without that few questions give one too
-    narrow (Hesterberg 2015). Where all questions have one value the interval is what as many questions cannot exclude:
+    Its percentiles are those at which the interval of a normal mean is Student's: otherwise few questions give an
+    interval that is too narrow (Hesterberg 2015). Where all questions have one value, it is that value plus and minus
     the exact binomial bound of an outcome that was never seen.
     """
     from scipy.stats import norm, t
@@ -98,10 +98,10 @@ def bootstrap(values: Scores, draws: int = DRAWS, level: float = 1 - LEVEL) -> I
 
 
 def paired_test(differences: Scores, draws: int = DRAWS) -> float:
-    """Return the p of flipping signs: of equal systems, each difference is as likely the other way round.
+    """Return the p-value of a sign-flip test: between equal systems, each difference is as likely with either sign.
 
-    So equal systems are told apart in at most 5 %, whatever the differences are. Of single votes it is McNemar's exact
-    test; where differences have several sizes it is drawn, and at least one in as many draws.
+    So equal systems have p below 0.05 in at most 5 % of tests, however differences are distributed. For single votes it
+    is McNemar's exact test; where differences have several sizes it is simulated, with p at least 1 / (1 + draws).
     """
     from scipy.stats import binomtest
 
@@ -118,7 +118,7 @@ def paired_test(differences: Scores, draws: int = DRAWS) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Correct p-values for how many there are (Holm 1979); uniformly better than Bonferroni, under any dependence."""
+    """Correct p-values for their number (Holm 1979); uniformly better than Bonferroni, under any dependence."""
     corrected: dict[str, float] = {}
     highest = 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
@@ -130,7 +130,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def smallest_difference(questions: int, discordance: float = _USUAL_DISCORDANCE) -> float | None:
     """Return the smallest difference that McNemar's test finds with 80 % power; None where these questions are too few.
 
-    `discordance` is the share of questions on which two votes part (Connor 1987).
+    `discordance` is the share of questions on which two votes differ (Connor 1987).
     """
     from scipy.optimize import brentq
 
@@ -141,7 +141,7 @@ def smallest_difference(questions: int, discordance: float = _USUAL_DISCORDANCE)
 
 
 def questions_needed(difference: float, discordance: float = _USUAL_DISCORDANCE) -> float:
-    """Return how many questions show a difference with 80 % power, two-sided at 5 %."""
+    """Return the number of questions that show a difference with 80 % power, two-sided at 5 %."""
     from scipy.stats import norm
 
     alpha, beta = norm.ppf(1 - LEVEL / 2), norm.ppf(POWER)
@@ -150,13 +150,13 @@ def questions_needed(difference: float, discordance: float = _USUAL_DISCORDANCE)
 
 
 def discordance(scores: Scores, baseline: Scores) -> float | None:
-    """Return the share of questions on which two systems' votes part."""
+    """Return the share of questions on which two systems' votes differ."""
     differences = (scores - baseline)[~np.isnan(scores - baseline)]
     return float((differences != 0).mean()) if len(differences) else None
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Average several systems question by question; unknown where one of them is."""
+    """Average several systems' scores question by question; nan where one of them is."""
     averaged: Scores = np.mean(np.stack(list(scores)), axis=0)
     return averaged
 
@@ -164,7 +164,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
 def rank_models(
     field: Sequence[Entrant], scores: Mapping[str, Scores], draws: int = DRAWS
 ) -> dict[str, dict[str, Worth]]:
-    """Return the worth of each model in each role that several play, the best one first: a main effect over all
+    """Return the worth of each model, the best first, in each role that several models play: its main effect over all
     combinations, paired by question.
     """
     entered = [entrant for entrant in field if entrant.name in scores]
@@ -185,7 +185,7 @@ def rank_models(
 
 
 def _measure_worth(own: Scores, whole: Scores, draws: int) -> Worth:
-    """Return what a model adds to the mean of its role, on the questions that all systems answered."""
+    """Return a model's mean less that of all systems, on the questions that all systems answered."""
     known = ~np.isnan(own - whole)
     gains = (own - whole)[known]
     if not len(gains):
@@ -196,15 +196,15 @@ def _measure_worth(own: Scores, whole: Scores, draws: int) -> Worth:
     )
 
 
-# Races: all systems are asked a few questions, then those that can still win more and more. Questions grow as in
-# successive halving (Karnin et al. 2013); who is dropped is decided as in racing with a fixed confidence.
+# Races: all systems are asked a few questions; those that can still win are asked more. The number of questions grows
+# as in successive halving (Karnin et al. 2013); systems are dropped as in racing with a fixed confidence.
 
 _FIRST = 20
-"""Questions of the first round, at least."""
+"""Least number of questions of the first round, where there are so many."""
 
 
 def plan_rounds(questions: int) -> list[int]:
-    """Return how many questions have been asked after each round: each time twice as many, all of them last."""
+    """Return the number of questions asked by the end of each round: about twice as many each time, at last all."""
     rounds = [questions]
     while rounds[0] // 2 >= _FIRST:
         rounds.insert(0, rounds[0] // 2)
@@ -217,13 +217,12 @@ def order_questions(questions: Sequence[Question]) -> list[Question]:
 
 
 def find_losers(scores: Mapping[str, Scores], looks: int, systems: int) -> dict[str, float]:
-    """Return the systems that cannot win any more, and the upper end of what each has over the leader.
+    """Return the systems that can no longer win, and the upper bound of each one's difference to the leader.
 
-    That end is below zero, at a level that is shared among all looks and systems (Bonferroni): so a system that is
+    That bound is below zero, at a level that is divided among all looks and systems (Bonferroni): so a system that is
     truly best is dropped in at most 5 % of races.
 
-    `scores` are those of the systems still in the race; `systems` is how many began it, `looks` how often they are
-    looked at.
+    `scores` are those of the systems still in the race; `systems` is the number that began it, `looks` that of rounds.
     """
     means = {name: float(np.nanmean(own)) for name, own in scores.items() if not np.isnan(own).all()}
     if not means:
@@ -235,7 +234,7 @@ def find_losers(scores: Mapping[str, Scores], looks: int, systems: int) -> dict[
 
 
 def _bound_difference(differences: Scores, level: float) -> float:
-    """Return the upper end of a mean difference's one-sided interval."""
+    """Return the one-sided upper bound of a mean difference."""
     from scipy.stats import t
 
     known = differences[~np.isnan(differences)]

@@ -1,4 +1,4 @@
-"""Working out a summary from an evaluation's table alone, so that anybody can work it out again."""
+"""Computation of a summary from an evaluation's table alone, so that anybody can reproduce it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -36,10 +36,10 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
     sheets = make_sheets(spec, rows, "chain")
     scores = {measure: {name: sheet.scores(measure) for name, sheet in sheets.items()} for measure in MEASURES}
     differences = {measure: _compare_all(scores[measure], baseline) for measure in MEASURES}
-    controls, more = make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes")
-    votes = scores[evaluate.measure]
+    controls, votes = make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes")
+    compared = scores[evaluate.measure]
     systems = {
-        name: _summarise_system(sheet, more.get(name), _score_control(controls.get(name), evaluate.temperature))
+        name: _summarise_system(sheet, votes.get(name), _score_control(controls.get(name), evaluate.temperature))
         for name, sheet in sheets.items()
     }
     ways = list_ways(systems, evaluate.chains, max(len(evaluate.seeds), 1))
@@ -54,20 +54,20 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
         differences=differences[evaluate.measure],
         all_differences={**differences},
         frontier=_find_frontier(ways),
-        tournament=rank_models(list_entrants(spec), votes),
+        tournament=rank_models(list_entrants(spec), compared),
         dropped=_find_dropped(sheets),
-        smallest_difference=_find_smallest_differences(votes, baseline),
+        smallest_difference=_find_smallest_differences(compared, baseline),
     )
 
 
 def _find_dropped(sheets: Mapping[str, Sheet]) -> dict[str, int]:
-    """Return the systems that have no rows of some questions, since a race dropped them, and of how many they have."""
-    asked = {name: sheet.rows["question_id"].nunique() for name, sheet in sheets.items()}
-    return {name: count for name, count in asked.items() if count < len(sheets[name].questions)}
+    """Return the systems that a race dropped, and how many questions each of them was asked."""
+    counts = {name: sheet.rows["question_id"].nunique() for name, sheet in sheets.items()}
+    return {name: count for name, count in counts.items() if count < len(sheets[name].questions)}
 
 
 def _summarise_system(sheet: Sheet, votes: Sheet | None, control: Control | None) -> SystemSummary:
-    """Work out a system's figures; `votes` are those of as many tokens."""
+    """Compute a system's figures; `votes` are those of the equal-tokens comparison."""
     pipeline = _measure_usage(sheet, "", "ma")
     return SystemSummary(
         **{measure: statistics.estimate(sheet.scores(measure)) for measure in MEASURES},
@@ -85,39 +85,39 @@ def _summarise_system(sheet: Sheet, votes: Sheet | None, control: Control | None
 
 
 def _score_seeds(sheet: Sheet) -> dict[str, dict[str, float | None]]:
-    """Write the accuracies of each repeat; nothing where there is only one."""
+    """Return the accuracies of each seed; nothing where there is only one."""
     if len(sheet.seeds) == 1:
         return {}
     truths = {measure: sheet.by_seed(measure) for measure in MEASURES}
     return {
-        str(seed): {measure: statistics.estimate(shares(truths[measure][:, place])).accuracy for measure in MEASURES}
-        for place, seed in enumerate(sheet.seeds)
+        str(seed): {measure: statistics.estimate(shares(truths[measure][:, index])).accuracy for measure in MEASURES}
+        for index, seed in enumerate(sheet.seeds)
     }
 
 
 def _compare_all(scores: Mapping[str, Scores], baseline: str) -> dict[str, Compared]:
-    """Compare every system with the baseline, and correct for how many there are."""
-    found = {
+    """Compare every system with the baseline; p-values are corrected for the number of systems."""
+    differences = {
         name: statistics.paired_difference(own, scores[baseline]) for name, own in scores.items() if name != baseline
     }
-    known = {name: difference for name, difference in found.items() if difference is not None}
+    known = {name: difference for name, difference in differences.items() if difference is not None}
     corrected = statistics.holm({name: difference.p for name, difference in known.items()})
     return {name: Compared(**difference._asdict(), p_holm=corrected[name]) for name, difference in known.items()}
 
 
 def _find_smallest_differences(scores: Mapping[str, Scores], baseline: str) -> dict[str, float | None]:
-    """Return what these questions can show: at the usual discordance, and at that of each system with the baseline."""
+    """Return the smallest detectable differences: at the usual discordance, and at each system's with the baseline."""
     questions = len(next(iter(scores.values()), np.empty(0)))
-    found = {"at 20 % discordance": statistics.smallest_difference(questions)}
+    smallest = {"at 20 % discordance": statistics.smallest_difference(questions)}
     for name, own in scores.items():
-        parted = statistics.discordance(own, scores[baseline])
-        if name != baseline and parted:
-            found[name] = statistics.smallest_difference(questions, parted)
-    return found
+        discordance = statistics.discordance(own, scores[baseline])
+        if name != baseline and discordance:
+            smallest[name] = statistics.smallest_difference(questions, discordance)
+    return smallest
 
 
 def _measure_usage(sheet: Sheet, part: str, measure: Measure) -> AnswerUsage:
-    """Add up what answers took, of the generator alone or of whole chains."""
+    """Add up the usage of answers, by the generator alone or by whole chains."""
     prompt, completion = _total(sheet.rows[f"{part}prompt_tokens"]), _total(sheet.rows[f"{part}completion_tokens"])
     cost, seconds = _total(sheet.rows[f"{part}cost_usd"]), float(sheet.rows[f"{part}latency_s"].sum())
     tokens = None if prompt is None or completion is None else int(prompt + completion)
@@ -138,12 +138,12 @@ def _measure_usage(sheet: Sheet, part: str, measure: Measure) -> AnswerUsage:
 
 
 def _total(values: "pd.Series[float]") -> float | None:
-    """Add up; one that is not known makes all of it unknown."""
+    """Return the sum; None where a value is unknown."""
     return None if values.isna().any() else float(values.sum())
 
 
 def _ratio(part: float | None, whole: float) -> float | None:
-    """Divide; None of nothing, and of what is not known."""
+    """Return the quotient; None where `part` is unknown, or `whole` is zero."""
     return part / whole if part is not None and whole else None
 
 
@@ -168,7 +168,7 @@ def _count_flips(sheet: Sheet) -> Flips:
 
 
 def _judge_refining(flips: Flips) -> Refining:
-    """Say whether refining pays: what it mends, against what it spoils."""
+    """Judge whether refining pays: whether it fixes more answers than it breaks."""
     wrong, right = flips.wrong_to_right + flips.wrong_to_wrong, flips.right_to_right + flips.right_to_wrong
     ecr, eir = _ratio(flips.wrong_to_right, wrong), _ratio(flips.right_to_wrong, right)
     threshold = _ratio(right, wrong)
@@ -177,7 +177,7 @@ def _judge_refining(flips: Flips) -> Refining:
 
 
 def _write_rule(ecr: float | None, eir: float | None, threshold: float | None, pays: bool | None) -> str:
-    """Say the rule ECR/EIR > Acc/(1 - Acc) with this system's figures."""
+    """Write the rule ECR/EIR > Acc/(1 - Acc) with this system's figures."""
     if ecr is None or eir is None or threshold is None:
         return "Whether refining pays cannot be said: the generator's answers are all right, or all wrong, or unknown."
     mends = f"Refining mends {ecr:.1%} of wrong answers (ECR) and spoils {eir:.1%} of right ones (EIR)"
@@ -192,30 +192,30 @@ def _write_rule(ecr: float | None, eir: float | None, threshold: float | None, p
 
 def _count_verdicts(sheet: Sheet) -> Verdicts:
     counts = _count_pairs(sheet.grid("verdict"), sheet.single)
-    right_called = {said: counts.get((said, True), 0) for said in (True, False)}
-    wrong_called = {said: counts.get((said, False), 0) for said in (True, False)}
-    stated = sum(right_called.values()) + sum(wrong_called.values())
+    verdicts_on_right = {verdict: counts.get((verdict, True), 0) for verdict in (True, False)}
+    verdicts_on_wrong = {verdict: counts.get((verdict, False), 0) for verdict in (True, False)}
+    stated = sum(verdicts_on_right.values()) + sum(verdicts_on_wrong.values())
     return Verdicts(
         stated=stated,
         unstated=counts.get((None, True), 0) + counts.get((None, False), 0),
-        sensitivity=_ratio(wrong_called[False], sum(wrong_called.values())),
-        specificity=_ratio(right_called[True], sum(right_called.values())),
-        agreement=_ratio(wrong_called[False] + right_called[True], stated),
+        sensitivity=_ratio(verdicts_on_wrong[False], sum(verdicts_on_wrong.values())),
+        specificity=_ratio(verdicts_on_right[True], sum(verdicts_on_right.values())),
+        agreement=_ratio(verdicts_on_wrong[False] + verdicts_on_right[True], stated),
     )
 
 
 def _compare_equal_tokens(sheet: Sheet, votes: Sheet | None) -> EqualTokens | None:
-    """Compare the pipeline's vote with that of a single agent that writes as much."""
+    """Compare the pipeline's vote with that of a single agent with as many tokens."""
     if votes is None:
         return None
     single, pipeline = votes.scores("sa_mv"), sheet.scores("ma_mv")
-    ahead = _compare_all({"pipeline": pipeline, "single": single}, "single")
+    compared = _compare_all({"pipeline": pipeline, "single": single}, "single")
     return EqualTokens(
         votes=votes.chains,
         vote=statistics.estimate(single),
         completion_tokens=_measure_usage(votes, "generator_", "sa").completion_tokens,
         pipeline_completion_tokens=_measure_usage(sheet, "", "ma").completion_tokens,
-        pipeline_ahead=ahead.get("pipeline"),
+        pipeline_ahead=compared.get("pipeline"),
     )
 
 
@@ -230,7 +230,7 @@ def _score_control(sheet: Sheet | None, temperature: float | None) -> Control | 
 
 
 def _find_frontier(ways: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Return the ways that no other one beats: none is as often right for fewer tokens; from the cheapest on."""
+    """Return the ways of answering that no cheaper one equals in accuracy, from the cheapest on."""
     best: list[Choice] = []
     for way in sorted(ways, key=lambda each: (each.tokens, -(each.cell.accuracy or 0.0))):
         if not best or (way.cell.accuracy or 0.0) > (best[-1].cell.accuracy or 0.0):
@@ -245,18 +245,18 @@ def list_ways(systems: Mapping[str, SystemSummary], chains: int, repeats: int) -
 
 def _list_ways(name: str, system: SystemSummary, chains: int, repeats: int) -> Iterator[Choice]:
     single, pipeline = system.single, system.pipeline
-    offered: list[tuple[str, AnswerUsage, int, Cell]] = [
+    ways: list[tuple[str, AnswerUsage, int, Cell]] = [
         ("SA", single, chains * repeats, system.sa),
         (f"SA+MV@{chains}", single, repeats, system.sa_mv),
         ("MA", pipeline, chains * repeats, system.ma),
         (f"MA+MV@{chains}", pipeline, repeats, system.ma_mv),
     ]
     if chains == 1:  # a vote of one chain is its answer
-        offered = [each for each in offered if "MV" not in each[0]]
-    for way, usage, parts, cell in offered:
+        ways = [each for each in ways if "MV" not in each[0]]
+    for way, usage, answers, cell in ways:
         if usage.completion_tokens is not None and cell.accuracy is not None:
-            tokens = usage.completion_tokens / cell.questions / parts
-            cost = None if usage.cost_usd is None else usage.cost_usd / cell.questions / parts
+            tokens = usage.completion_tokens / cell.questions / answers
+            cost = None if usage.cost_usd is None else usage.cost_usd / cell.questions / answers
             yield Choice(system=name, way=way, tokens=tokens, cost_usd=cost, cell=cell)
     equal = system.equal_tokens
     if equal is not None and equal.completion_tokens is not None and equal.vote.accuracy is not None:

@@ -1,4 +1,4 @@
-"""Summary: an evaluation in figures, as `summary.json` keeps them. How they are worked out is `summarise`."""
+"""Summary: the figures of an evaluation, as `summary.json` holds them. `summarise` computes them."""
 
 from collections.abc import Iterator, Mapping
 from typing import get_args
@@ -20,22 +20,22 @@ def is_vote(measure: Measure) -> bool:
 
 
 def list_shown(chains: int) -> tuple[Measure, ...]:
-    """Return the measures that say something of their own: a vote of one chain is its answer."""
+    """Return the measures to show; votes are left out for one chain, where they equal its answer."""
     return MEASURES if chains > 1 else ("sa", "ma")
 
 
 def write_title(measure: Measure, chains: int) -> str:
-    """Name a way of answering, with how many vote."""
+    """Name a way of answering, with the number of votes."""
     return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
 
 
 class Cell(Recorded):
-    """How often one way of answering is right."""
+    """Accuracy of one way of answering."""
 
     accuracy: float | None
-    """Share of right answers, over the questions of which that is known; None where there are none."""
+    """Share of right answers, over the questions with a known result; None where there are none."""
     stderr: float | None
-    """Over questions: answers to one question count as one cluster."""
+    """Standard error over questions: answers to one question count as one cluster."""
     low: float | None
     """Lower end of the 95 % interval."""
     high: float | None
@@ -43,39 +43,39 @@ class Cell(Recorded):
 
 
 class Compared(Recorded):
-    """What a system has over the baseline, paired by question."""
+    """Difference of a system to the baseline, paired by question."""
 
     difference: float
     low: float
     """Lower end of the 95 % interval: a bootstrap over questions."""
     high: float
     p: float
-    """Of flipping the signs of the differences; of single votes that is McNemar's exact test."""
+    """P-value of a sign-flip test of the differences; for single votes that is McNemar's exact test."""
     p_holm: float
-    """Corrected for how many systems are compared."""
+    """P-value corrected for the number of systems compared."""
     questions: int
 
 
 class AnswerUsage(Recorded):
-    """What answers took; None where a provider told less."""
+    """Usage of answers; None where a provider reported less."""
 
     tokens: int | None
     """Prompt and completion together."""
     completion_tokens: int | None
     cost_usd: float | None
     seconds: float
-    """Of all requests, as if one came after another."""
+    """Sum of the latencies of all requests, as if one came after another."""
     tokens_per_question: float | None
     cost_per_question: float | None
     seconds_per_question: float
     tokens_per_right: float | None
-    """By right answers before any vote; None where none is right."""
+    """Tokens for each right answer, before any vote; None where none is right."""
     cost_per_right: float | None
     seconds_per_right: float | None
 
 
 class Flips(Recorded):
-    """Chains by what the generator's answer was and what the final one is."""
+    """Numbers of chains, by whether the generator's answer and the final one are right."""
 
     wrong_to_right: int
     right_to_right: int
@@ -99,7 +99,7 @@ class Refining(Recorded):
 
 
 class Verdicts(Recorded):
-    """The verifier's stated verdicts against the truth of the answers below them."""
+    """The verifier's stated verdicts against the truth of the answers that they judge."""
 
     stated: int
     unstated: int
@@ -108,18 +108,18 @@ class Verdicts(Recorded):
     specificity: float | None
     """Share of right answers that are called correct."""
     agreement: float | None
-    """Share of verdicts that are true."""
+    """Share of stated verdicts that are true."""
 
 
 class EqualTokens(Recorded):
-    """A single agent whose votes are as many as it takes to write as much as the pipeline does."""
+    """A single agent with as many votes as it takes to write as many tokens as the pipeline does."""
 
     votes: int
     vote: Cell
     completion_tokens: int | None
     pipeline_completion_tokens: int | None
     pipeline_ahead: Compared | None
-    """The pipeline's vote less this one."""
+    """Difference of the pipeline's vote to this one."""
 
 
 class Control(Recorded):
@@ -131,33 +131,33 @@ class Control(Recorded):
 
 
 class SystemSummary(Recorded):
-    """What was found of one system."""
+    """Figures of one system."""
 
     sa: Cell
     sa_mv: Cell
     ma: Cell
     ma_mv: Cell
     tokens: int | None
-    """Of all its chains, without what the judge took."""
+    """Tokens of all its chains, without the judge's."""
     cost_usd: float | None
     single: AnswerUsage
-    """The generator's part."""
+    """Usage of the generator alone."""
     pipeline: AnswerUsage
     flips: Flips
     refining: Refining
     verdicts: Verdicts
     by_seed: dict[str, dict[str, float | None]]
-    """Accuracies of each repeat, by seed and measure."""
+    """Accuracies by seed and measure; empty where there is one seed."""
     equal_tokens: EqualTokens | None = None
     control: Control | None = None
 
     def cells(self, chains: int) -> Iterator[tuple[str, Cell]]:
-        """Yield the measures that are shown, and what stands beside them, by title."""
+        """Yield the accuracies to show, and the further comparisons, by title."""
         yield from ((write_title(measure, chains), getattr(self, measure)) for measure in list_shown(chains))
         yield from self.beside()
 
     def beside(self) -> Iterator[tuple[str, Cell]]:
-        """Yield what stands beside the four measures, by title."""
+        """Yield the comparisons at equal tokens and at another temperature, by title."""
         if self.equal_tokens is not None:
             votes = self.equal_tokens.votes
             yield f"single agent, vote of {votes}: as many tokens as the pipeline", self.equal_tokens.vote
@@ -167,7 +167,7 @@ class SystemSummary(Recorded):
 
 
 class Worth(Recorded):
-    """What a model is worth in a role: its systems' mean less that of all the tournament's, paired by question."""
+    """Worth of a model in a role: its systems' mean less that of the whole tournament, paired by question."""
 
     accuracy: float
     """Mean of the systems in which it plays the role."""
@@ -179,20 +179,20 @@ class Worth(Recorded):
 
 
 class Choice(Recorded):
-    """A way of answering that nothing beats at its price."""
+    """A way of answering, with its price and accuracy."""
 
     system: str
     way: str
-    """`SA` or `MA`, and how many votes."""
+    """`SA` or `MA`, and the number of votes."""
     tokens: float
-    """Completion tokens of a question."""
+    """Completion tokens per question."""
     cost_usd: float | None
-    """Of a question."""
+    """Cost per question."""
     cell: Cell
 
 
 class Summary(Recorded):
-    """An evaluation in figures."""
+    """Figures of an evaluation."""
 
     evaluation: str
     questions: int
@@ -202,17 +202,17 @@ class Summary(Recorded):
     measure: Measure
     systems: dict[str, SystemSummary]
     differences: dict[str, Compared]
-    """Of `measure`, by system."""
+    """Differences by `measure`, the deciding one, by system."""
     all_differences: dict[str, dict[str, Compared]]
-    """By measure, then by system."""
+    """Differences by measure, then by system."""
     frontier: tuple[Choice, ...]
-    """From the cheapest on; under a budget choose the last one within it."""
+    """Cost-accuracy frontier, from the cheapest on; under a budget choose the last one within it."""
     tournament: dict[str, dict[str, Worth]]
-    """By role and model; empty where there was none."""
+    """Worths by role and model; empty without a tournament."""
     dropped: dict[str, int]
-    """Systems that a race dropped, and after how many questions."""
+    """Systems that a race dropped, with the number of questions that each was asked."""
     smallest_difference: dict[str, float | None]
-    """What these questions show with 80 % power: at 20 % discordant votes, and at each system's own."""
+    """Smallest differences that show with 80 % power: at 20 % discordant votes, and at each system's own share."""
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -220,5 +220,5 @@ class Summary(Recorded):
 
     @property
     def title(self) -> str:
-        """What the deciding measure is called."""
+        """Title of the deciding measure."""
         return TITLES[self.measure if self.measure in self.measures else self.measure.removesuffix("_mv")]

@@ -1,4 +1,4 @@
-"""Systems: who plays each role, as configs that ask. Those that share a role share its answers through the store."""
+"""Systems: the models that play each role, as configs. Systems that share a role share its answers in the store."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -16,25 +16,25 @@ Kind = Literal["chain", "control", "votes"]
 
 
 class Lineup(NamedTuple):
-    """One system with one seed: what it asks for each question, as a run would."""
+    """One system with one seed, as the config of a run that asks its models."""
 
     system: str
     seed: int | None
     kind: Kind
-    """`control`: at another temperature; `votes`: further generations, so that a single agent writes as much."""
+    """`control`: at another temperature; `votes`: the single agent of the equal-tokens comparison."""
     spec: RunSpec
-    """With as many generations as there are chains, and one text of each further role below each."""
+    """Config with as many generations as there are chains, and one text of each further role below each."""
     roles: tuple[Role, ...]
-    """Who takes part; the others are silent."""
+    """Roles that take part; the others are not asked."""
 
     @property
     def chains(self) -> int:
-        """How many answers to a question it gives."""
+        """Number of answers to each question."""
         return self.spec.roles[PLAYERS[0]].samples
 
 
 def require_evaluate(spec: RunSpec) -> EvaluateSpec:
-    """Return what a config says of its evaluation. Raises `ConfigError` where it says nothing."""
+    """Return a config's `[evaluate]` part. Raises `ConfigError` where it has none."""
     if spec.evaluate is None:
         raise ConfigError(
             f"{spec.name}: the config has no [evaluate]; say there which questions and systems to compare"
@@ -43,13 +43,13 @@ def require_evaluate(spec: RunSpec) -> EvaluateSpec:
 
 
 def _list_systems(spec: RunSpec) -> dict[str, SystemSpec]:
-    """Return the systems of a config by name: declared, and a tournament's; its own roles if none."""
+    """Return a config's systems by name: declared ones and a tournament's; its own roles where there are none."""
     entered = {entrant.name: entrant.system for entrant in list_entrants(spec)}
     return {**require_evaluate(spec).systems, **entered} or {"pipeline": SystemSpec()}
 
 
 def find_baseline(spec: RunSpec) -> str:
-    """Return the system that others are compared with. Raises `ConfigError` where there is none of its name."""
+    """Return the name of the system that others are compared with. Raises `ConfigError` where it does not exist."""
     names, wanted = list(_list_systems(spec)), require_evaluate(spec).baseline
     if wanted is not None and wanted not in names:
         raise ConfigError(f"evaluate.baseline = {wanted!r} is no system; there are: {', '.join(names)}")
@@ -57,7 +57,7 @@ def find_baseline(spec: RunSpec) -> str:
 
 
 class Entrant(NamedTuple):
-    """One system of a tournament, and the models that play in it, by role."""
+    """One system of a tournament, and its models by role."""
 
     name: str
     system: SystemSpec
@@ -65,7 +65,7 @@ class Entrant(NamedTuple):
 
 
 def list_entrants(spec: RunSpec) -> list[Entrant]:
-    """Return every combination of a tournament's models; a role with a single one is no part of the names."""
+    """Return every combination of a tournament's models; names leave out the roles with a single model."""
     tournament = require_evaluate(spec).tournament
     if tournament is None:
         return []
@@ -77,7 +77,7 @@ def list_entrants(spec: RunSpec) -> list[Entrant]:
 
 
 def _name_players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
-    """Name the players of a role by their models; one that comes again by its number."""
+    """Name the players of a role by their models; where a name repeats, add the player's number."""
     named: dict[str, PlayerSpec] = {}
     for player in declared or (PlayerSpec(),):
         label = (player.model or spec.roles[role].model).rpartition("/")[2]
@@ -86,13 +86,13 @@ def _name_players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> 
 
 
 def _make_entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[bool]) -> Entrant:
-    names = [name for (name, _), told in zip(chosen, contested, strict=True) if told] or [chosen[0][0]]
+    names = [name for (name, _), is_open in zip(chosen, contested, strict=True) if is_open] or [chosen[0][0]]
     system = SystemSpec(**{role.value: player for role, (_, player) in zip(PLAYERS, chosen, strict=True)})
     return Entrant("/".join(names), system, {role: name for role, (name, _) in zip(PLAYERS, chosen, strict=True)})
 
 
 def list_lineups(spec: RunSpec) -> list[Lineup]:
-    """Return all that is asked of each system: its chains with every seed, and the control where there is one."""
+    """Return the line-ups of each system: its chains with every seed, and the control where there is one."""
     evaluate = require_evaluate(spec)
     return [each for name, system in _list_systems(spec).items() for each in _lineups(name, system, spec, evaluate)]
 
@@ -118,24 +118,24 @@ def _cast_system(system: SystemSpec, spec: RunSpec, seed: int | None, chains: in
 
 
 def cast_models(models: str | None, spec: RunSpec) -> Roles:
-    """Return a config's roles with those played by a model version that it has."""
+    """Return a config's roles, those that a model version was trained for played by that version."""
     trained = open_model(models).manifest.roles if models else ()
     player = PlayerSpec(model=models)
     return spec.roles.changed(lambda role, own: player.plays(own) if role in trained else own)
 
 
 def with_samples(roles: Roles, chains: int) -> Roles:
-    """Let the first role answer so many times, and each further one once."""
+    """Set the number of samples: `chains` for the first role, one for each further role."""
     return roles.changed(lambda role, own: own.model_copy(update={"samples": chains if role is PLAYERS[0] else 1}))
 
 
 def _make_asking_spec(spec: RunSpec, roles: Roles) -> RunSpec:
-    """Return the config that asks as a system, its model versions known by their weights."""
+    """Return the config of a run with a system's roles, with the digests of its models' weights filled in."""
     return with_weights(spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None}))
 
 
 def mute_absent(lineup: Lineup, complete: Complete) -> Complete:
-    """Return a `Complete` that asks for those who take part alone; the others say nothing, and nobody is asked."""
+    """Return a `Complete` that asks only the roles that take part; the others get empty texts, without a request."""
 
     async def speak(request: CompletionRequest) -> Sequence[Completion]:
         if request.role in lineup.roles or request.role is Role.EVALUATOR:

@@ -1,4 +1,4 @@
-"""The rows of an evaluation: one a chain, as `answers.parquet` keeps them and as grids by question, seed and chain."""
+"""Rows of an evaluation, one a chain: as `answers.parquet` holds them, and as grids by question, seed and chain."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ANSWERS_FILE = "answers.parquet"
-_TAKEN = {
+_USAGE = {
     "prompt_tokens": pa.int64(), "completion_tokens": pa.int64(), "cost_usd": pa.float64(), "latency_s": pa.float64(),
 }  # fmt: skip
 _QUESTION = ("question_id", "question", "ground_truth")
-_MEASURED = {f"generator_{name}": kind for name, kind in _TAKEN.items()} | _TAKEN
-"""Columns that tell of the run, not of the content; in no digest."""
+_MEASURED = {f"generator_{name}": kind for name, kind in _USAGE.items()} | _USAGE
+"""Columns that describe the run, not the content; no digest covers them."""
 _ANSWERS = pa.schema(
     {
         **dict.fromkeys(("question_id", "system", "kind"), pa.string()),
@@ -46,7 +46,7 @@ _ANSWERS = pa.schema(
 
 
 class Taken(NamedTuple):
-    """What texts took; None where it is not known of one of them."""
+    """Usage of several texts; a figure is None where it is unknown for one of them."""
 
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -62,13 +62,13 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One chain: its texts, the grades of the first and of the chain, and what it took."""
+    """One chain: its texts, the grades of its generation and of its final answer, and its usage."""
 
     question: Question
     lineup: Lineup
     chain: int
     texts: dict[str, str | None]
-    """None of a role that does not take part, or whose text could not be had."""
+    """Text of each role; None where the role does not take part, or its request failed."""
     single: Grade
     verdict: bool | None
     """Whether the verifier says that the generator's answer is correct; None where it states nothing."""
@@ -106,16 +106,16 @@ def rows_digest(table: pa.Table) -> str:
 
 
 def questions_digest(table: pa.Table) -> str:
-    """Return the digest of what was asked, each question once, in order."""
+    """Return the digest of the questions, each once, in order."""
     frame = make_frame(table.select(_QUESTION)).drop_duplicates("question_id")
     return _digest_columns(pa.Table.from_pandas(frame, table.select(_QUESTION).schema, preserve_index=False), _QUESTION)
 
 
 def _digest_columns(table: pa.Table, columns: Iterable[str]) -> str:
-    taken = RowsDigest(table.schema, [*columns])
+    digest = RowsDigest(table.schema, [*columns])
     for batch in table.combine_chunks().to_batches():
-        taken.update(batch)
-    return taken.hexdigest()
+        digest.update(batch)
+    return digest.hexdigest()
 
 
 def read_answers(folder: Path) -> pa.Table:
@@ -125,7 +125,7 @@ def read_answers(folder: Path) -> pa.Table:
 
 
 def make_frame(table: pa.Table) -> "pd.DataFrame":
-    """Return a table as a data frame in which what is missing is None."""
+    """Return a table as a data frame in which missing values are None."""
     import pandas as pd
 
     columns = ((name, table.column(name)) for name in table.column_names)
@@ -140,10 +140,10 @@ def _dtype_of(column: pa.ChunkedArray) -> str:
 # Sheets.
 
 _NO_ANSWER = {None, Outcome.UNANSWERED, Outcome.TRUNCATED}
-"""What gives no vote."""
+"""Outcomes that give no vote."""
 
 Grid = NDArray[Any]
-"""A value by question, seed and chain."""
+"""Values by question, seed and chain."""
 
 
 @dataclass(frozen=True)
@@ -155,17 +155,17 @@ class Sheet:
     seeds: Sequence[int | None]
     chains: int
     truncated: Truth
-    """What a text that was cut off counts as."""
+    """Truth value of a truncated text."""
 
     def grid(self, column: str) -> Grid:
         """Return a column's values; None where there is no answer."""
         values = np.full((len(self.questions), len(self.seeds), self.chains), None, dtype=object)
-        places = {question: place for place, question in enumerate(self.questions)}
-        seeds = {seed: place for place, seed in enumerate(self.seeds)}
+        question_index = {question: index for index, question in enumerate(self.questions)}
+        seed_index = {seed: index for index, seed in enumerate(self.seeds)}
         for question, seed, chain, value in zip(
             self.rows["question_id"], self.rows["seed"], self.rows["chain"], self.rows[column], strict=True
         ):
-            values[places[question], seeds[seed], chain] = value
+            values[question_index[question], seed_index[seed], chain] = value
         return values
 
     @cached_property
@@ -179,7 +179,7 @@ class Sheet:
         return self._truths("outcome")
 
     def scores(self, measure: Measure) -> Scores:
-        """Return a number a question: the share of its answers, or votes, that are right."""
+        """Return one score a question: the share of its answers, or votes, that are right."""
         return shares(self.by_seed(measure))
 
     def by_seed(self, measure: Measure) -> Grid:
@@ -211,10 +211,10 @@ class Sheet:
 
 
 def shares(truths: Grid) -> Scores:
-    """Return the share of each question's known truths that are right; nan where none is known."""
+    """Return the share of right ones among each question's known truths; nan where none is known."""
     rows = truths.reshape(len(truths), -1)
     with np.errstate(invalid="ignore"):
-        return cast("Scores", (rows == True).sum(axis=1) / (rows != None).sum(axis=1))  # noqa: E711, E712 - each by itself
+        return cast("Scores", (rows == True).sum(axis=1) / (rows != None).sum(axis=1))  # noqa: E711, E712 - elementwise
 
 
 def make_sheets(spec: RunSpec, rows: "pd.DataFrame", kind: str) -> dict[str, Sheet]:

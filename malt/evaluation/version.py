@@ -1,4 +1,4 @@
-"""Evaluation versions: what their manifests say, open one, list them. They stand beside datasets, in `evaluations/`."""
+"""Evaluation versions: their manifests, opening and listing them. They are beside datasets, in `evaluations/`."""
 
 import html
 from dataclasses import dataclass
@@ -28,21 +28,21 @@ SUMMARY_FILE = "summary.json"
 
 
 class Player(Recorded):
-    """Who played a role in a system."""
+    """Model that played a role in a system."""
 
     model: str
     digest: str | None
-    """Of a model version's content; None of a model that is only known by its name."""
+    """Digest of the model's weights; None for a model that is only known by its name."""
     sampling: dict[str, Any]
-    """Temperature, tokens, seed: what shapes its texts beside the prompt."""
+    """Settings that shape its texts besides the prompt: temperature, tokens, seed."""
 
 
 class EvaluationManifest(AskedManifest):
-    """The whole story of one evaluation version."""
+    """Manifest of one evaluation version."""
 
     kind: Literal["evaluations"] = "evaluations"
     models: dict[str, dict[str, Player]]
-    """By system, then by the roles that take part."""
+    """Players by system, then by the roles that take part."""
     grader: tuple[str, ...]
     """Kinds of graders, the judge's model last where one is asked."""
 
@@ -53,12 +53,12 @@ class EvaluationVersion(Published[EvaluationManifest]):
 
     @property
     def spec(self) -> RunSpec:
-        """What it was declared with. Raises `VersionError` where this release cannot read it."""
+        """Config that the version was made with. Raises `VersionError` where this release cannot read it."""
         return self.manifest.spec
 
     @cached_property
     def summary(self) -> Summary:
-        """Its figures. Raises `VersionError` where they cannot be read."""
+        """Figures of the version. Raises `VersionError` where they cannot be read."""
         path = self.path / SUMMARY_FILE
         with reading(self.path, str(path)):
             return Summary.model_validate_json(path.read_bytes())
@@ -77,17 +77,17 @@ class EvaluationVersion(Published[EvaluationManifest]):
         )
 
     def _repr_html_(self) -> str:
-        """Show the figures in a notebook, whatever systems are called."""
+        """Return the figures for a notebook, with the systems' names escaped."""
         title = f"<h3>{html.escape(self.reference)}</h3>"
         return escape_controls(title + self.figures.to_html(index=False, border=0, float_format="{:.3f}".format))
 
     @property
     def answers(self) -> "pd.DataFrame":
-        """One row a chain."""
+        """One row for each chain."""
         return make_frame(read_answers(self.path))
 
     def question_answers(self, question_id: str) -> "list[dict[str, Any]]":
-        """What all systems say to one question. Raises `VersionError` where it was not asked."""
+        """Return all systems' answers to one question. Raises `VersionError` where it was not asked."""
         table = read_answers(self.path)
         rows: list[dict[str, Any]] = table.filter(pc.equal(table["question_id"], question_id)).to_pylist()
         if not rows:
@@ -106,12 +106,12 @@ def open_evaluation_folder(path: Path) -> EvaluationVersion:
 
 
 def list_evaluations(name: str | None = None) -> Listed[EvaluationVersion]:
-    """All versions of one evaluation or of all, by name and number. Raises `VersionError` where `name` has none."""
+    """List the versions of one evaluation, or of all, in order. Raises `VersionError` where `name` has none."""
     return list_opened(Settings().evaluations_dir, name, _open_with_summary, f"{SHELF}/")
 
 
 def _open_with_summary(path: Path) -> EvaluationVersion:
-    """Open a version of which a listing quotes the summary."""
+    """Open a version and read its summary, so that a listing reports a version without a readable one."""
     version = open_evaluation_folder(path)
     _ = version.summary
     return version

@@ -1,1 +1,1 @@
-"""Is an answer right, wrong or unknown?"""
+"""Grading of answers: right, wrong or unknown."""

@@ -1,4 +1,4 @@
-r"""Reading the final answer from a reply. What was read is stored beside the grade.
+r"""Reading the final answer from a reply. The text that was read is stored beside the grade.
 
 A mark says where the answer is:
 
@@ -7,11 +7,11 @@ A mark says where the answer is:
 3. `#### x`, on the text's last line, or where x is one value and nothing else (headings look the same);
 4. `the answer is x`, `Answer: x`, `the final answer is x`.
 
-The last mark with something readable wins, and all before it is ignored. The fourth sort is prose: for `number` and
-`choice` it counts among the others if the value follows at once (`the answer is 18 dollars`), else, and for all other
-kinds, only if none of the others is there. Without a mark, `number` reads the last number of the text (a result, where
-its last sentence calculates one) and `choice` the last letter, or the one choice that it names; `contains` and
-`math` look at the whole text; for the other kinds the reply is unanswered.
+The last readable mark wins. Marks of sort 4 are prose: for the graders `number` and `choice` they count like the other
+marks if the value follows at once (`the answer is 18 dollars`); otherwise, and for all other graders, they count only
+if there is no other mark. Without a mark, `number` reads the last number of the text (a result, where its last sentence
+calculates one) and `choice` the last letter, or the one choice that it names; `contains` and `math` look at the whole
+text; for the other graders the reply is unanswered.
 """
 
 import math
@@ -23,44 +23,44 @@ from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
 
-from malt.grading.normalize import apart, closing_brace, is_spaced, typed
+from malt.grading.normalize import closing_brace, is_spaced, separate_scripts, to_keyboard_signs
 from malt.grading.numbers import Quantity, last_quantity, leading_quantity, parse_quantity, read_quantity
 
 _MOST_MARKS = 50
-"""Places looked at for a mark, from the end: no real reply needs more, and a hostile one shall not cost more."""
+"""Most places searched for a mark, from the end: enough for any real reply, and a bound on a hostile one's cost."""
 _MOST_LINES = 5
 """Lines under a heading in which its answer may begin."""
 
 
 class Mark(NamedTuple):
-    """What stands at one mark, cleaned."""
+    """Text at one mark, cleaned."""
 
     text: str
     prose: bool = False
-    """It is of the fourth sort."""
+    """Whether the mark is of sort 4."""
     whole: bool = False
-    """It may head a solution: it counts only if it is one value and nothing else."""
+    """Whether the mark may be a solution's heading, so that it counts only if its text is one value."""
     closing: bool = True
-    """It is one sentence, and nothing follows it."""
+    """Whether the text is one sentence, and nothing follows it."""
 
 
 class NumberRead(NamedTuple):
-    """The answer as it was written, and the number in it; no number: what is written there is none."""
+    """Answer as written, and the number in it; None if it is not a number."""
 
     answer: str
     quantity: Quantity | None
 
 
 def final_answer(text: str) -> str | None:
-    """Return the last marked answer of a reply without its markup, or None where nothing is marked."""
-    strong, loose = strongest(list(marks(text)))
+    """Return the last marked answer of a reply without its markup, or None if none is marked."""
+    strong, loose = last_marks(list(marks(text)))
     mark = strong or loose
     return mark.text if mark else None
 
 
 def read_number(text: str) -> NumberRead | None:
-    """Return the number that a reply gives as its answer, or None where it has none to give."""
-    text = _work_out_factorials(apart(text))
+    """Return the number that a reply gives as its answer, or None if it gives no answer."""
+    text = _work_out_factorials(separate_scripts(text))
     found = list(marks(text))
     for mark in found:
         quantity = _marked_number(mark)
@@ -76,7 +76,7 @@ def _work_out_factorials(text: str) -> str:
 
 
 def _read_unmarked_number(text: str, found: Sequence[Mark]) -> NumberRead | None:
-    strong, loose = strongest(found)
+    strong, loose = last_marks(found)
     if strong is not None:
         return NumberRead(strong.text, None)
     quantity = (read_quantity(loose.text) if loose and loose.closing else None) or last_quantity(text)
@@ -86,20 +86,20 @@ def _read_unmarked_number(text: str, found: Sequence[Mark]) -> NumberRead | None
 
 
 _FACTORIAL = re.compile(r"(?<![\w.,])([0-9]{1,2})!(?=\s*[$}])")
-"""In a formula; in prose it is a number with an exclamation mark."""
+"""A factorial in a formula; in prose `5!` is a number with an exclamation mark."""
 _DIGIT = re.compile("[0-9]")
 
 
 @lru_cache(maxsize=8192)
 def _marked_number(mark: Mark) -> Quantity | None:
-    """Return the number at a mark; prose must begin with it, for it may begin a whole solution as well."""
+    """Return the number at a mark; prose must begin with the number, since it may also introduce a whole solution."""
     if mark.whole:
         return parse_quantity(mark.text)
     return leading_quantity(mark.text) if mark.prose else read_quantity(mark.text)
 
 
-def strongest(found: Sequence[Mark]) -> tuple[Mark | None, Mark | None]:
-    """Return the last mark that is an answer whatever it says, and the last one that is prose."""
+def last_marks(found: Sequence[Mark]) -> tuple[Mark | None, Mark | None]:
+    """Return the last mark that is neither prose nor a heading, and the last one that is prose."""
     strong = next((mark for mark in found if not (mark.prose or mark.whole)), None)
     return strong, next((mark for mark in found if mark.prose), None)
 
@@ -110,7 +110,7 @@ _STOP_TOKENS = re.compile(
 
 
 def without_stop_tokens(text: str) -> str:
-    """Strip the tokens with which chat templates end a turn, where they stand at a text's end."""
+    """Strip chat templates' end-of-turn tokens from the end of a text."""
     tail = text[-400:]
     if not tail.rstrip().endswith((">", "]")):
         return text
@@ -118,7 +118,7 @@ def without_stop_tokens(text: str) -> str:
     return text[: len(text) - len(tail) + found.start()] if found else text
 
 
-# Where the marks are.
+# Finding the marks.
 
 _FINAL_BEFORE = re.compile(r"final[\s*_]{1,4}$")
 _OTHERS_BEFORE = re.compile(
@@ -135,7 +135,7 @@ _SENTENCES = re.compile(r"[.!?]\s+[A-Z]")
 
 
 def marks(text: str) -> Iterator[Mark]:
-    """Yield what is marked as an answer, the last first; what one holds ends where the next begins, prose apart."""
+    """Yield the marks, the last first; the text of one ends where the next begins, unless the next is prose."""
     low = _lowered(text)
     finders = _FINDERS if text.isascii() else _ALL_FINDERS
     positions = {word: low.rfind(word) for word in finders}
@@ -160,16 +160,16 @@ def _answer_mark(text: str, low: str, position: int, end: int) -> Mark | None:
     if _OTHERS_BEFORE.search(before):
         return None
     if colon := _COLON.match(text, after):
-        return _held(text, colon.end(), end, prose=not final)
+        return _mark_at(text, colon.end(), end, prose=not final)
     if prose := _PROSE.match(text, after):
-        return _held(text, prose.end(), end, prose=True)
+        return _mark_at(text, prose.end(), end, prose=True)
     if _LINE_END.match(text, after) and _LINE_BEFORE.search(before):
-        return _held(text, after, end, prose=not final)
+        return _mark_at(text, after, end, prose=not final)
     return None
 
 
 def _box_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # noqa: ARG001 - all are called alike
-    r"""Read a `\boxed{…}`, whose braces may nest; with those right before it, apart only by `and`, as a list."""
+    r"""Read a `\boxed{…}`, whose braces may nest, and boxes joined to it by `and`, commas or the like, as one list."""
     contents: list[str] = []
     while position >= 0:
         opening = _BOX.match(text, position)
@@ -190,7 +190,7 @@ def _other_mark(text: str, low: str, position: int, end: int) -> Mark | None:
     """Read a mark in another language: the word for `answer`, then a colon or `is`."""
     word = next(word for word in _OTHER_WORDS if low.startswith(word, position))
     link = _OTHER_LINK.match(text, position + len(word))
-    found = _held(text, link.end(), end, prose=True) if link else None
+    found = _mark_at(text, link.end(), end, prose=True) if link else None
     return found and found._replace(text=clean(_COPULA.sub("", found.text)))
 
 
@@ -218,8 +218,8 @@ _FINDERS = {"answer": _answer_mark, r"\boxed": _box_mark, "####": _hash_mark}
 _ALL_FINDERS = _FINDERS | dict.fromkeys(_OTHER_WORDS, _other_mark)
 
 
-def _held(text: str, start: int, end: int, *, prose: bool) -> Mark | None:
-    """Return what stands on this line, or else on the next that says anything."""
+def _mark_at(text: str, start: int, end: int, *, prose: bool) -> Mark | None:
+    """Return a mark with the rest of this line, or else with the next line that is not empty."""
     for line in islice(_LINES.finditer(text, start, end), _MOST_LINES):
         content = clean(line[0])
         if content:
@@ -230,7 +230,7 @@ def _held(text: str, start: int, end: int, *, prose: bool) -> Mark | None:
 
 
 def _lowered(text: str) -> str:
-    """Lower the text's case without moving any position; a few letters grow when they are lowered."""
+    """Lower a text's case and keep all positions: a few letters become longer, so then only ASCII is lowered."""
     low = text.lower()
     return low if len(low) == len(text) else "".join(c.lower() if c.isascii() else c for c in text)
 
@@ -245,7 +245,7 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _CLOSING = "I hope it is correct"
-"""How models close that were shown the usual examples for MATH."""
+"""Closing phrase of models that were shown the usual examples for MATH."""
 
 
 def clean(text: str) -> str:
@@ -259,7 +259,7 @@ def clean(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Take off one layer."""
+    """Strip one layer of markup."""
     for opening, closing in _PAIRS if text.startswith(_OPENINGS) else ():
         inner = text.removeprefix(opening).removesuffix(closing)
         if len(text) - len(inner) == len(opening) + len(closing) and opening not in inner:
@@ -278,17 +278,17 @@ def _unwrapped(text: str) -> str:
 def normalised(text: str) -> str:
     """Reduce a text to what must be equal for an exact match: no case, markup, surrounding punctuation, extra space."""
     if not text.isascii():
-        text = typed(unicodedata.normalize("NFKC", typed(text)))
+        text = to_keyboard_signs(unicodedata.normalize("NFKC", to_keyboard_signs(text)))
     return " ".join(clean(text).casefold().split()).strip(".,;:!?\"'`*_ ")
 
 
 def is_true_or_false(text: str) -> bool | None:
-    """Return the truth that a normalised text states, or None where it states none."""
+    """Return the truth value that a normalised text states, or None."""
     return True if text in ("true", "yes") else False if text in ("false", "no") else None
 
 
 def stands_in(words: str, text: str) -> bool:
-    """Whether these words occur in a text whole: `7` not in `17`, `7.5`, `1,7` or `-7`."""
+    """Whether these words occur in a text as whole words: `7` not in `17`, `7.5`, `1,7` or `-7`."""
     start = text.find(words) if words else -1
     while start >= 0:
         if _is_apart(text, start, start + len(words)):
@@ -298,7 +298,7 @@ def stands_in(words: str, text: str) -> bool:
 
 
 def _is_apart(text: str, start: int, end: int) -> bool:
-    """Whether no word or number goes on at either end."""
+    """Whether no word or number continues beyond either end."""
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     if text[start].isdigit() and _NUMBER_BEFORE.search(before):
         return False
@@ -312,12 +312,12 @@ _NUMBER_AFTER = re.compile(r"[.,][0-9]")
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two neighbours belong to one word; scripts without spaces show no border."""
+    """Whether two adjacent characters belong to one word; never in scripts without spaces."""
     return bool(left and right) and all((c.isalnum() or c == "_") and is_spaced(c) for c in (left, right))
 
 
 def unmarked_formula(text: str) -> str:
-    """Return the answer of a reply that marks none: its last formula with what follows on the line, else all of it."""
+    """Return the answer of a reply without a mark: its last formula with the rest of the line, else the whole reply."""
     formulas = list(_FORMULA.finditer(text))
     if not formulas:
         return text.strip()
@@ -331,5 +331,5 @@ def unmarked_formula(text: str) -> str:
 
 
 _FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]", re.DOTALL)
-"""None goes past the beginning of another: of many that nothing closes, each would be read to the end of the text."""
+"""A formula ends before the next begins: otherwise each of many unclosed ones would be searched to the text's end."""
 _DENIED = re.compile(r"\b(?:not|never|no|cannot|than|from|between|least|most|wrong)\b|n't\b", re.IGNORECASE)

@@ -4,23 +4,23 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from malt.grading.answers import Mark, clean, marks, normalised, strongest
-from malt.grading.normalize import apart
+from malt.grading.answers import Mark, clean, last_marks, marks, normalised
+from malt.grading.normalize import separate_scripts
 from malt.grading.numbers import LONGEST, equal, parse_quantity
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class ChoiceRead(NamedTuple):
-    """The answer as it was written, and the letter it stands for; no letter: it is none of the choices, or several."""
+    """Answer as written, and the letter of its choice; None if it names none of the choices, or several."""
 
     answer: str
     letter: str | None
 
 
 def read_choice(text: str, choices: tuple[str, ...]) -> ChoiceRead | None:
-    """Return the choice that a reply gives as its answer, or None where it names none."""
-    text, choices = apart(text), _bare(choices)
+    """Return the choice that a reply gives as its answer, or None if it names none."""
+    text, choices = separate_scripts(text), _bare(choices)
     found = list(marks(text))
     for mark in found:
         letter = parse_choice(mark.text, choices)
@@ -30,7 +30,7 @@ def read_choice(text: str, choices: tuple[str, ...]) -> ChoiceRead | None:
             return ChoiceRead(mark.text, letter)
         if len(_mentioned(_first_sentence(mark.text), choices)) > 1:
             return ChoiceRead(mark.text, None)
-    strong, loose = strongest(found)
+    strong, loose = last_marks(found)
     return _read_unmarked_choice(text, loose, choices) if strong is None else ChoiceRead(strong.text, None)
 
 
@@ -47,7 +47,7 @@ _OWN_LETTER = re.compile(r"\(?([A-Z])[).:]\s*(?=\S)")
 
 @lru_cache(maxsize=4096)
 def _bare(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the choices without letters of their own, `A)125`, if they all have them in order."""
+    """Strip the choices' own letters, as in `A)125`, if all of them have one in order."""
     own = [_OWN_LETTER.match(choice) for choice in choices]
     if choices and all(match and match[1] == letter for match, letter in zip(own, _LETTERS, strict=False)):
         return tuple(choice[match.end() :] for choice, match in zip(choices, own, strict=True) if match)
@@ -62,7 +62,7 @@ _ARTICLE = re.compile(r"^(?:the|an?)\s+")
 
 
 def parse_choice(text: str, choices: tuple[str, ...]) -> str | None:
-    """Return the letter that a text begins with and alone names, or whose choice's words or number it is; else None."""
+    """Return the letter that a text begins with if it names no other, or that of the choice that it spells out."""
     choices = _bare(choices)
     if same := _same_words(text, choices):
         return same
@@ -83,7 +83,7 @@ def _same_words(text: str, choices: tuple[str, ...]) -> str | None:
 
 
 def _may_be_word(match: re.Match[str], rest: str) -> bool:
-    """Whether a letter that nothing marks as a choice's may be a word of a sentence, such as `a` or `I`."""
+    """Whether a letter without brackets or punctuation may be a word of a sentence, such as `a` or `I`."""
     is_marked = match["close"] or match["open"] or rest.lstrip()[:1] in (*".):,;-\u2013\u2014/", "")
     return not is_marked and (match["letter"].islower() or match["letter"] in "AI")
 
@@ -93,7 +93,7 @@ _NEXT_SENTENCE = re.compile(r"[.)]\s+[A-Z]\w* \w")
 
 
 def _is_hedged(text: str, choices: tuple[str, ...]) -> bool:
-    """Whether a letter that a text begins with is only one of several that it offers."""
+    """Whether a text begins with a letter and then offers another choice as well."""
     match = _LETTER_FIRST.match(text)
     if match is None or not _ALSO.match(text, match.end()) or match["letter"].upper() not in _letters(choices):
         return False
@@ -101,7 +101,7 @@ def _is_hedged(text: str, choices: tuple[str, ...]) -> bool:
 
 
 def _alone(letter: str, rest: str, choices: tuple[str, ...]) -> bool:
-    """Whether what follows a letter names no other choice: it may be the choice's own words, or another sentence."""
+    """Whether the text after a letter names no other choice; it may be the choice's own words, or another sentence."""
     own, said = dict(_words_of(choices)).get(letter), rest.lstrip(" .):,;-/\u2013\u2014")
     if own and _ARTICLE.sub("", said.casefold()).startswith(own):
         rest = said[said.casefold().find(own) + len(own) :]
@@ -135,7 +135,7 @@ _LISTED = (
     r"[(\[*]{0,4}[A-Z][)\]*.]*(?:\s*(?:,|/|&|or\b|and\b|nor\b)\s*(?:or\s+|and\s+|nor\s+)?"
     r"[(\[*]{0,4}[A-Z][)\]*]*(?![\w'])){0,25}(?![\w'])"
 )
-"""Letters, as many as there are: a longer list would be tried from each of its letters anew."""
+"""At most 26 letters: without the bound, a long list would be searched again from each of its letters."""
 _DENIED = re.compile(
     r"(?:\b(?:not|isn't|rul(?:es?|ed|ing) out|exclud\w+|eliminat\w+|reject\w*|except|unlike|rather than|instead of"
     r"|(?:anything|all) but"
@@ -160,7 +160,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _mentioned(text: str, choices: tuple[str, ...]) -> set[str]:
-    """Return the letters that stand alone in a text, those that it rules out left out."""
+    """Return the letters that a text mentions as words and does not rule out."""
     text = _DENIED.sub(" ", text)
     *_, end = (0, *(match.end() for match in _CONCLUSION.finditer(text)))
     text = text[end:] if _LETTER.search(text, end) else text
@@ -174,7 +174,7 @@ def _mentioned(text: str, choices: tuple[str, ...]) -> set[str]:
 def _stated(text: str, choices: tuple[str, ...], *, weak: bool = False) -> str | None:
     """Return the one letter that a statement mentions, else the letter of the one choice that it names by its words.
 
-    `weak`: it may begin a solution, so that only what its first sentence says counts.
+    `weak`: the statement may begin a solution, so that only its first sentence counts.
     """
     text = _first_sentence(text) if weak else text
     mentioned = _mentioned(text, choices)
@@ -184,7 +184,7 @@ def _stated(text: str, choices: tuple[str, ...], *, weak: bool = False) -> str |
 
 
 def _named(text: str, choices: tuple[str, ...]) -> str | None:
-    """Return the letter of the one choice whose words stand in a text; a choice within a longer one does not count."""
+    """Return the letter of the one choice whose words are in a text; a choice within a longer one does not count."""
     said = " ".join(text.casefold().split())
     found = [(letter, own) for letter, own in _words_of(choices) if own and own in said and _is_named(own, said)]
     longest = [letter for letter, own in found if not any(own != other and own in other for _, other in found)]
@@ -192,7 +192,7 @@ def _named(text: str, choices: tuple[str, ...]) -> str | None:
 
 
 def _is_named(words: str, said: str) -> bool:
-    """Whether these words stand whole in a text, and are not what it denies."""
+    """Whether a text has these words whole and does not deny them."""
     return any(not _DENIED_BEFORE.search(said, 0, match.start()) for match in _whole(words).finditer(said))
 
 
@@ -202,7 +202,7 @@ _DENIED_BEFORE = re.compile(
 
 
 def _last_stated(text: str, choices: tuple[str, ...]) -> str | None:
-    """Return what the last sentence says that mentions a choice and is not about the rest of them."""
+    """Return the choice that the last sentence with a choice names; sentences about the other choices do not count."""
     sentences = [each for each in re.split(r"(?<=[.!?\n])\s+", text) if each]
     for each in reversed(sentences):
         mentioned = _mentioned(_first_sentence(each), choices)
@@ -220,5 +220,5 @@ def _whole(words: str) -> re.Pattern[str]:
 
 
 def _letters(choices: tuple[str, ...]) -> str:
-    """Return the letters of the choices; A to J where the question has none of its own."""
+    """Return the letters of the choices; A to J for a question without choices."""
     return _LETTERS[: len(choices) or 10]

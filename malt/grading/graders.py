@@ -3,16 +3,16 @@
 | kind | decides | passes on |
 |---|---|---|
 | `exact` | the texts are equal but for case, space, markup and surrounding punctuation | a miss |
-| `contains` | the reference stands in the answer (in the whole reply if none is marked) as whole words | a miss |
+| `contains` | the reference is in the answer (in the whole reply if none is marked) as whole words | a miss |
 | `number` | both sides are numbers | what cannot be read whole as one |
 | `math` | both sides are read whole as mathematics | words, what is not read to its end |
 | `choice` | the answer names one of the choices | what names none, or several |
 | `python` | a score was returned | None |
 | `llm` | the judge's reply can be read | |
 
-What is passed on to nobody is wrong (`unanswered` where no answer was found, `unread` where one was and could not be
-read whole), unless a grader of the cascade failed (time limit, crash, unreadable judge): then it is unknown. Grades
-are not stored, only the judge's replies are: a rerun grades all answers again.
+An answer that no grader decides is wrong (`unanswered` if none was found, `unread` if it could not be read whole),
+unless a grader of the cascade failed (time limit, crash, unreadable judge): then it is unknown. Only the judge's
+replies are stored, not grades: a rerun grades all answers again.
 
 A new kind is a class here and its name in `GraderKind` of the spec.
 """
@@ -62,18 +62,18 @@ class Grader(Protocol):
 
     @property
     def kind(self) -> str:
-        """Its name in `[evaluator] kind`."""
+        """Name in `[evaluator] kind`."""
         ...
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
-        """Grade a reply; None where the reference answer is of no use to this grader.
+        """Grade a reply; return None if this grader cannot use the reference answer.
 
-        A failure is a verdict of unknown grade. Raises `RequestFailed` or `RunStopped` where no judge can be asked.
+        A failed grader returns an unknown grade. Raises `RequestFailed` or `RunStopped` if the judge cannot be asked.
         """
 
 
 async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Grade:
-    """Grade a reply with the first of the graders that can decide; see the module for what holds if none can."""
+    """Grade a reply with the first of the graders that can decide; the module says what holds if none can."""
     text = without_stop_tokens(text)
     passed: list[Grade] = []
     for grader in graders:
@@ -81,7 +81,7 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
             verdict = await _grade_any(grader, question, text)
         except RequestFailed:
             if any(each.outcome is Outcome.UNKNOWN for each in passed):
-                break  # the judge was not wanted before, and is not to be had: the failure before it stands
+                break  # the judge was the fallback of a failed grader: keep that failure
             raise
         if verdict is not None and verdict.decisive:
             return verdict.grade
@@ -94,7 +94,7 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
 
 
 async def _grade_any(grader: Grader, question: Question, text: str) -> Verdict | None:
-    """Grade against the reference and, where words or numbers miss it, against its aliases."""
+    """Grade against the reference and, if words or numbers differ from it, against its aliases."""
     verdict = await grader(question, text)
     for alias in question.aliases if grader.kind in ("exact", "contains", "number") else ():
         if verdict is None or verdict.grade.outcome is not Outcome.RIGHT:
@@ -104,7 +104,7 @@ async def _grade_any(grader: Grader, question: Question, text: str) -> Verdict |
 
 
 def graders_for(spec: EvaluatorSpec, judge: Grader | None) -> tuple[Grader, ...]:
-    """Return the graders a config names, in its order. Raises `GradingError` where it names `llm` and none is given."""
+    """Return the graders a config names, in its order. Raises `GradingError` if it names `llm` without a `judge`."""
     if "llm" in spec.kind and judge is None:
         raise GradingError("kind 'llm' needs a judge; none was given")
     return tuple(judge if kind == "llm" and judge is not None else objective_grader(kind, spec) for kind in spec.kind)
@@ -116,21 +116,21 @@ def objective_grader(kind: GraderKind, spec: EvaluatorSpec) -> "ObjectiveGrader"
 
 
 class ObjectiveGrader(ABC):
-    """A grader that asks no model. What it needs of a reference it says itself, before any model is asked."""
+    """A grader that asks no model. It checks itself and the references before any model is asked."""
 
     kind: ClassVar[GraderKind]
     refuses: ClassVar[str]
-    """What is wrong with a reference that it cannot use, after `the reference`."""
+    """Reason why a reference cannot be used, as the end of a sentence that begins `the reference`."""
 
     def __init__(self, spec: EvaluatorSpec) -> None:
         self.timeout_s = spec.grader_timeout_s
 
-    def check(self, example: Question | None) -> None:  # noqa: B027 - most need nothing to work
-        """Raise `GradingError` where the grader itself cannot work, tried on a question if one is at hand."""
+    def check(self, example: Question | None) -> None:  # noqa: B027 - most have nothing to check
+        """Raise `GradingError` if the grader itself does not work; `example` is a question to try, if there is one."""
 
     @abstractmethod
     def accepts(self, question: Question) -> "bool | Future[bool]":
-        """Whether it can use the reference; the answer may come from a process."""
+        """Whether the grader can use the reference; a grader process may have to find out."""
 
     @abstractmethod
     async def __call__(self, question: Question, text: str) -> Verdict | None:
@@ -145,7 +145,7 @@ class _TextGrader(ObjectiveGrader):
 
 
 class ExactGrader(_TextGrader):
-    """Equal texts are right; a miss is wrong, and another grader may see more in it."""
+    """Compare as texts; a miss is wrong unless a later grader decides."""
 
     kind = "exact"
 
@@ -162,12 +162,12 @@ class ExactGrader(_TextGrader):
 
 
 class ContainsGrader(_TextGrader):
-    """A reference that stands in the answer is right, for models that chat; a miss may be seen otherwise by others."""
+    """Look for the reference in the answer, for models that chat; a miss is wrong unless a later grader decides."""
 
     kind = "contains"
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
-        """Look through the marked answer, or through the whole reply where none is marked."""
+        """Search the marked answer, or the whole reply if none is marked."""
         if not _text_reference(question.ground_truth):
             return None
         answer = final_answer(text)
@@ -190,7 +190,7 @@ class NumberGrader(ObjectiveGrader):
     refuses = "is not a number"
 
     def accepts(self, question: Question) -> "bool | Future[bool]":
-        """Take one number, in words or digits, with a unit; or one expression."""
+        """Accept one number, in words or digits, with a unit; or one expression."""
         if _number_reference(question.ground_truth) is not None:
             return True
         return _has_digit(question) and submit(
@@ -239,7 +239,7 @@ class MathGrader(ObjectiveGrader):
     refuses = "is not mathematics that can be read whole"
 
     def accepts(self, question: Question) -> "bool | Future[bool]":
-        """Take what can be read whole as mathematics; one that takes longer than an answer may cannot."""
+        """Accept a reference that can be read whole as mathematics within an answer's time limit."""
         reference, given = math_reference(question.ground_truth), question.ground_truth
         if plain_number(reference) is not None:
             return True
@@ -282,11 +282,11 @@ class PythonGrader(ObjectiveGrader):
                 f"answer: {failure}; it is called with (question, ground_truth, answer) and must not raise"
             ) from None
 
-    def accepts(self, question: Question) -> bool:  # noqa: ARG002 - the function alone knows
+    def accepts(self, question: Question) -> bool:  # noqa: ARG002 - only the function can tell
         return True
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
-        """Take what it returns as the score, right above one half; None passes on, whatever it raises is unknown."""
+        """Take the returned number as the score, right above one half; None or an exception is an unknown grade."""
         answer = final_answer(text)
         arguments = (self.function, question.question, question.ground_truth, text)
         try:
@@ -296,15 +296,15 @@ class PythonGrader(ObjectiveGrader):
         if score is None:
             return unknown(self.kind, answer, f"{self.function} returned None")
         matches = (answer,) if answer is not None and score > 0.5 else ()
-        said = Evaluation(score, score, (f"python: {self.function} gave {score:g}",), matches, score)
-        return Verdict(Grade(Outcome.RIGHT if score > 0.5 else Outcome.WRONG, answer, self.kind, said), decisive=True)
+        scores = Evaluation(score, score, (f"python: {self.function} gave {score:g}",), matches, score)
+        return Verdict(Grade(Outcome.RIGHT if score > 0.5 else Outcome.WRONG, answer, self.kind, scores), decisive=True)
 
 
 GRADERS: Mapping[GraderKind, type[ObjectiveGrader]] = {
     grader.kind: grader
     for grader in (ExactGrader, ContainsGrader, NumberGrader, MathGrader, ChoiceGrader, PythonGrader)
 }
-"""Every kind but the judge's, `llm`."""
+"""Class of each kind, except the judge's kind `llm`."""
 
 
 # References, as each kind reads them.
@@ -312,7 +312,7 @@ GRADERS: Mapping[GraderKind, type[ObjectiveGrader]] = {
 
 @lru_cache(maxsize=8192)
 def _text_reference(reference: str) -> str:
-    """Return a reference as texts are compared; one that is nothing but punctuation stays as it is."""
+    """Return a reference normalised for comparison; one of punctuation alone keeps it."""
     return normalised(reference) or reference.strip().casefold()
 
 
@@ -337,7 +337,7 @@ def _has_digit(question: Question) -> bool:
 
 @lru_cache(maxsize=8192)
 def _number_reference(reference: str) -> Quantity | None:
-    """Return the number that a text is, after a `####` or in a box too; None where it is not one, as `5!` is not."""
+    """Return the number that a reference is, also after a `####` or in a box; None for anything else, such as `5!`."""
     text = clean(reference.rpartition("####")[2])
     return None if text.endswith("!") else parse_quantity(text)
 

@@ -1,4 +1,4 @@
-"""Outcome and Grade: what graders say of one answer, and the words they say it in."""
+"""Outcome and Grade of one answer, and the verdicts that graders return with their explanations."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,33 +9,33 @@ from malt.text import shorten
 
 
 class Outcome(StrEnum):
-    """What became of one answer."""
+    """Outcome of grading one answer."""
 
     RIGHT = "right"
     WRONG = "wrong"
-    """The answer is not the reference, or no grader could read the whole of it: `Grade.is_unread` tells them apart."""
+    """The answer is not the reference, or no grader could read the whole of it (see `Grade.is_unread`)."""
     UNANSWERED = "unanswered"
     """No answer could be found; counts as wrong."""
     TRUNCATED = "truncated"
     """Cut off at max_tokens; counts as `[credit] truncated` says."""
     UNKNOWN = "unknown"
-    """The grader failed: it timed out, crashed, or could not be read. Never counts as wrong."""
+    """The grader failed: it timed out, crashed, or gave an unreadable reply. Never counts as wrong."""
 
     @property
     def truth(self) -> bool | None:
-        """Whether the answer is right; None where nobody knows."""
+        """Whether the answer is right; None if that is unknown."""
         return None if self in {Outcome.TRUNCATED, Outcome.UNKNOWN} else self is Outcome.RIGHT
 
 
 _UNREAD = "unread: "
-"""Begins the explanation of a wrong answer of which a part was not understood."""
+"""Prefix of the explanation of a wrong answer of which a part was not understood."""
 _DISPUTED = "disputed: "
-"""Begins the line of an explanation that says that two ways of comparing disagree."""
+"""Prefix of the line of an explanation that says that two ways of comparing disagree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Scores in [0, 1] and their grounds. An objective grader gives both scores the value of its one verdict."""
+    """Scores in [0, 1] and the reasons for them. An objective grader gives both scores the value of its one verdict."""
 
     correctness_score: float
     reasoning_score: float
@@ -47,16 +47,16 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a grader made of one answer; `evaluation` is None exactly where the outcome is unknown."""
+    """Grade of one answer; `evaluation` is None exactly if the outcome is unknown."""
 
     outcome: Outcome
     answer: str | None
-    """The final answer that was read from the text."""
+    """Final answer that was read from the reply."""
     grader: str
-    """The kind that decided."""
+    """Kind of the grader that decided."""
     evaluation: Evaluation | None
     error: str | None = None
-    """Why the outcome is unknown."""
+    """Reason why the outcome is unknown."""
 
     @property
     def reward(self) -> float | None:
@@ -66,26 +66,26 @@ class Grade:
     @property
     def is_unread(self) -> bool:
         """Whether the answer is wrong because no grader could read the whole of it."""
-        return self._says(_UNREAD)
+        return self._is_explained_by(_UNREAD)
 
     @property
     def is_disputed(self) -> bool:
         """Whether two ways of comparing the answer disagree."""
-        return self._says(_DISPUTED)
+        return self._is_explained_by(_DISPUTED)
 
-    def _says(self, beginning: str) -> bool:
-        return self.evaluation is not None and any(line.startswith(beginning) for line in self.evaluation.explanation)
+    def _is_explained_by(self, prefix: str) -> bool:
+        return self.evaluation is not None and any(line.startswith(prefix) for line in self.evaluation.explanation)
 
 
 class Verdict(NamedTuple):
-    """One grader's word: its grade, and whether the graders after it are asked no more."""
+    """Grade by one grader; if it is `decisive`, later graders of the cascade are not called."""
 
     grade: Grade
     decisive: bool
 
 
 _LONGEST_KEPT = 1000
-"""Characters of an answer that a grade keeps."""
+"""Most characters of an answer that a grade keeps."""
 
 
 def right(kind: str, answer: str, question: Question) -> Verdict:
@@ -93,22 +93,22 @@ def right(kind: str, answer: str, question: Question) -> Verdict:
 
 
 def wrong(kind: str, answer: str, question: Question, *, decisive: bool = True) -> Verdict:
-    """A wrong answer, or a miss that other graders may see otherwise."""
+    """Return the verdict on a wrong answer; a later grader may overrule one that is not `decisive`."""
     return _verdict(Outcome.WRONG, kind, answer, _compared(kind, answer, question), decisive=decisive)
 
 
 def unread(kind: str, answer: str, why: str) -> Verdict:
-    """An answer of which a part was not understood: another grader may read it."""
+    """Return the verdict on an answer of which a part was not understood; a later grader may read it."""
     return _verdict(Outcome.WRONG, kind, answer, f"{_UNREAD}{kind} cannot read {brief(answer)} whole: {why}")
 
 
 def disputed(kind: str, answer: str, question: Question, why: str) -> Verdict:
-    """Two ways of comparing disagree, and neither is believed: no reward, unless another grader decides."""
+    """Return the verdict where two ways of comparing disagree: wrong, unless a later grader decides."""
     return _verdict(Outcome.WRONG, kind, answer, _compared(kind, answer, question), _DISPUTED + why)
 
 
 def unanswered(kind: str) -> Verdict:
-    """No answer was found; a grader that needs no marked answer may find one."""
+    """Return the verdict on a reply without an answer; a later grader that needs no mark may find one."""
     return _verdict(Outcome.UNANSWERED, kind, None, f"{kind}: no answer was found")
 
 
@@ -117,10 +117,10 @@ def unknown(kind: str, answer: str | None, why: str) -> Verdict:
     return Verdict(Grade(Outcome.UNKNOWN, kept, kind, None, f"{kind}: {why}"), decisive=False)
 
 
-def _verdict(outcome: Outcome, kind: str, answer: str | None, *said: str, decisive: bool = False) -> Verdict:
+def _verdict(outcome: Outcome, kind: str, answer: str | None, *explanation: str, decisive: bool = False) -> Verdict:
     kept = answer and shorten(answer, _LONGEST_KEPT)
     score, matches = (1.0, (kept or "",)) if outcome is Outcome.RIGHT else (0.0, ())
-    return Verdict(Grade(outcome, kept, kind, Evaluation(score, score, said, matches, score)), decisive)
+    return Verdict(Grade(outcome, kept, kind, Evaluation(score, score, explanation, matches, score)), decisive)
 
 
 def truncated_grade() -> Grade:

@@ -1,6 +1,6 @@
-"""LLMEvaluator: a model as judge, the schema of its replies, and what keeps an answer from steering it.
+"""LLMEvaluator, a model as judge, and the escaping that keeps an answer from steering it.
 
-How a reply is read is in judge_reply.py. The criteria are text: `prompts/<set>/evaluator/`.
+judge_reply.py reads the replies. The criteria are text: `prompts/<set>/evaluator/`.
 """
 
 import copy
@@ -21,7 +21,7 @@ from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import ConfigError, EvaluationUnknown, PromptError
 from malt.grading.answers import final_answer
 from malt.grading.grades import Evaluation, Grade, Outcome, Verdict
-from malt.grading.judge_reply import JudgeReply, Score, nothing, read_reply
+from malt.grading.judge_reply import JudgeReply, Score, read_reply, reply_to_empty_answer
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, content_id
@@ -32,15 +32,15 @@ _REPAIR = (
     "That reply cannot be read: {reason}. Judge the same answer again, and reply with one JSON object and nothing "
     "else. Its keys: {keys}. Scores are numbers from 0 to 1; keep every text short."
 )
-"""The one further turn that an unreadable reply gets; it says nothing of the criteria."""
+"""Second and last request after an unreadable reply; it repeats none of the criteria."""
 
 _KEPT_CHARACTERS = 1000
-"""How much of an unreadable reply is shown to the judge again, and kept in an error."""
+"""Most characters of an unreadable reply that are shown to the judge again and kept in an error."""
 
 
 @runtime_checkable
 class FormatsMessages(Protocol):
-    """What LangChain's chat prompt templates do."""
+    """Interface of LangChain's chat prompt templates."""
 
     def format_messages(self, **slots: Any) -> Sequence[Any]:  # noqa: ANN401 - LangChain's own signature
         """Return messages, each with a `type` and a `content`."""
@@ -50,19 +50,19 @@ class FormatsMessages(Protocol):
 EvalPrompt: TypeAlias = str | Sequence[tuple[str, str]] | FormatsMessages
 """A judge's prompt that a subclass sets: pairs of role and template, or an object with LangChain's `format_messages`.
 
-Templates name the judge's slots as `{question}` or `{{question}}`; in the first style a brace is written twice.
+Templates name the judge's slots as `{question}` or `{{question}}`; in the first style a literal brace is doubled.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement(Evaluation):
-    """An evaluation with the judge's whole reply, where the further scores of a schema subclass are."""
+    """Evaluation with the judge's whole reply, which holds the further scores of a schema subclass."""
 
     reply: JudgeReply
 
 
 class JudgeOptions(TypedDict, total=False):
-    """What a config can say of a judge beside model and temperature; defaults are those of `EvaluatorSpec`."""
+    """Options of a judge besides model and temperature; their defaults are those of `EvaluatorSpec`."""
 
     correctness_weight: float
     reasoning_weight: float
@@ -120,11 +120,11 @@ class LLMEvaluator:
         complete: Complete | None = None,
         **options: Unpack[JudgeOptions],
     ) -> None:
-        """Set up the judge; nothing is asked yet.
+        """Set up the judge without sending a request.
 
         `weights` gives weights to the further scores of `schema`, by field; a score without one does not count.
-        `complete` is how it asks: this process's own session (store first, then the endpoint) unless given. `options`
-        are keys of a config's `[evaluator]`: weights, sampling, where the model is served, fallbacks.
+        `complete` sends its requests, by default through this process's session (store first, then the endpoint).
+        `options` are keys of a config's `[evaluator]`: weights, sampling, where the model is served, fallbacks.
         Raises `ConfigError` for a value out of range, `PromptError` for a prompt set that cannot be used.
         """
         self.prompts = prompts if isinstance(prompts, PromptSet) else load_prompts(str(prompts))
@@ -149,14 +149,14 @@ class LLMEvaluator:
     async def evaluate_answer(self, question: str, ground_truth: str, answer: str) -> Judgement:
         """Judge one answer; an empty one scores zero without a request.
 
-        Raises `EvaluationUnknown`, with the judge's text, where its reply cannot be read even when asked once more,
-        and `RequestFailed` or `RunStopped` where the judge cannot be asked.
+        Raises `EvaluationUnknown`, with the judge's text, if its reply is unreadable twice, and `RequestFailed` or
+        `RunStopped` if it cannot be asked.
         """
         asked = Question(question_id=content_id(question, ground_truth), question=question, ground_truth=ground_truth)
         return await self._judge(asked, answer)
 
     async def __call__(self, question: Question, text: str) -> Verdict:
-        """Grade one answer, as graders.py has it; a judge that cannot be read passes it on as unknown."""
+        """Grade one answer, as `Grader` says; if the judge's reply is unreadable, the outcome is unknown."""
         answer = final_answer(text)
         try:
             judged = await self._judge(question, text)
@@ -165,15 +165,15 @@ class LLMEvaluator:
         outcome = Outcome.RIGHT if judged.score > 0.5 else Outcome.WRONG
         if not text.strip():
             outcome = Outcome.UNANSWERED
-        # without the judge's reply: the columns that every grader fills
+        # without the judge's reply: a grade holds only the columns that every grader fills
         evaluation = Evaluation(*(getattr(judged, column.name) for column in fields(Evaluation)))
         return Verdict(Grade(outcome, answer, self.kind, evaluation), decisive=True)
 
     def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
-        """Return what the judge is asked: override this to change it.
+        """Return the judge's messages; override this to change them.
 
-        Here the evaluator's prompts are filled. Each text is made inert first: what would close or open one of the
-        prompt's own tags, or a chat template's turn, is escaped, so that an answer cannot leave its place.
+        The evaluator's prompts are filled. Text that would open or close one of the prompt's own tags, or a chat
+        template's turn, is escaped first, so that an answer cannot break out of its slot.
         """
         slots = {"question": question, "ground_truth": ground_truth, "answer": answer}
         return self._fill_prompt({name: inert(text, self._tags) for name, text in slots.items()})
@@ -188,7 +188,7 @@ class LLMEvaluator:
 
     async def _judge(self, question: Question, answer: str) -> Judgement:
         if not answer.strip():
-            return self._judgement(nothing(self.schema))
+            return self._judgement(reply_to_empty_answer(self.schema))
         messages = self.build_messages(question.question, question.ground_truth, answer)
         first = await self._ask(messages, question)
         read = self._read(first)
@@ -199,9 +199,9 @@ class LLMEvaluator:
                 raise self._unreadable(second.text, read)
         return self._judgement(read)
 
-    def _unreadable(self, said: str, problem: str) -> EvaluationUnknown:
-        told = f"the judge {self.model.model!r} cannot be read, asked twice: {problem}; it said {_shortened(said)!r}"
-        return EvaluationUnknown(told, said)
+    def _unreadable(self, reply: str, problem: str) -> EvaluationUnknown:
+        why = f"the judge {self.model.model!r} cannot be read, asked twice: {problem}; it said {_shortened(reply)!r}"
+        return EvaluationUnknown(why, reply)
 
     async def _ask(self, messages: tuple[Message, ...], question: Question) -> Completion:
         request = CompletionRequest(Role.EVALUATOR, self.model, messages, question.question_id, schema=self.schema)
@@ -231,7 +231,7 @@ class LLMEvaluator:
 
 
 async def _ask_default(request: CompletionRequest) -> Sequence[Completion]:
-    """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
+    """Send a request through this process's session and store; only a judge outside a run needs them."""
     from malt.llm.client.completers import make_completer
     from malt.llm.client.session import open_session
 
@@ -239,7 +239,7 @@ async def _ask_default(request: CompletionRequest) -> Sequence[Completion]:
 
 
 def _declare_judge(model: str, temperature: float | None, options: Mapping[str, object]) -> EvaluatorSpec:
-    """Return the judge's declaration, or raise `ConfigError` for the first value that it cannot have."""
+    """Return the judge's spec, or raise `ConfigError` for the first invalid value."""
     if unknown := sorted(options.keys() - JudgeOptions.__annotations__.keys()):
         raise TypeError(
             f"LLMEvaluator() has no argument {unknown[0]!r}; it has {', '.join(JudgeOptions.__annotations__)}"
@@ -267,22 +267,22 @@ def _shortened(text: str) -> str:
 
 
 _INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
-"""What may stand between the characters of a tag and still look like one to a model."""
+"""Space and invisible characters, which a model may overlook inside a tag."""
 
 _TURN_MARKS = re.compile(
     r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>|</?SYS>>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
 )
 """First characters of the control tokens by which chat templates end a turn (ChatML and Llama 3, DeepSeek, Llama 2,
-Mistral, Gemma). Some servers read them as such wherever they stand."""
+Mistral, Gemma). Some servers act on them anywhere in a text."""
 
 
 def tags_in(messages: tuple[Message, ...]) -> frozenset[str]:
-    """Return the names of the tags that a prompt sets its slots apart with."""
+    """Return the names of the tags in a prompt, which enclose its slots."""
     return frozenset(name for message in messages for name in re.findall(r"</?([A-Za-z][\w-]*)", message.content))
 
 
 def inert(text: str, tags: frozenset[str]) -> str:
-    """Escape the first character of whatever would read as one of these tags or as the end of a turn."""
+    """Escape the first character of anything that reads as one of these tags or as an end-of-turn token."""
     text = _TURN_MARKS.sub(lambda mark: "&lt;" if mark[0] == "<" else "&#91;", text)
     if not tags:
         return text

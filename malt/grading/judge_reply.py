@@ -1,4 +1,4 @@
-"""JudgeReply, what a judge is asked to reply with, and reading what it did reply."""
+"""JudgeReply, the schema of a judge's reply, and reading a reply, even a loosely written one."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def _as_score(value: object) -> object:
 
 
 def _as_lines(value: object) -> object:
-    """Read a single text, or nothing, as a list of texts; whatever else a judge lists is kept as JSON."""
+    """Read a single text, or none, as a list of texts; listed values of other types are kept as JSON."""
     if value is None or value == "":
         return ()
     items = value if isinstance(value, list | tuple) else [value]
@@ -42,20 +42,20 @@ Score = Annotated[
     Field(ge=0, le=1, allow_inf_nan=False),
     WithJsonSchema({"type": "number", "enum": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]}),
 ]
-"""A number from 0 to 1; further scores of a schema subclass are declared with it. Servers are sent its tenths, since
-they hold a model to a list of values but not to a range; whatever else lies in the range is read too."""
+"""A score from 0 to 1, also for the further scores of a schema subclass. The schema lists tenths, since servers can
+hold a model to a list of values but not to a range; other numbers in the range are read too."""
 
 _Lines = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_lines),
     WithJsonSchema({"type": "array", "items": {"type": "string", "maxLength": 120}, "maxItems": 3}),
 ]
-"""A few short texts. The bounds are for servers that hold a model to the schema, so that a small one comes to an end;
-a reply that has more is read as it is."""
+"""A few short texts. The bounds make a small model stop on servers that hold it to the schema; a reply with more or
+longer texts is read too."""
 
 
 def _closed(schema: JsonDict) -> None:
-    """Make a JSON schema one that structured output takes: all keys required, no others, no prose of the code's."""
+    """Adapt a JSON schema to structured output: all keys required, no others, no defaults, no docstring."""
     properties = schema["properties"]
     if isinstance(properties, dict):
         schema["required"] = list(properties)
@@ -67,7 +67,7 @@ def _closed(schema: JsonDict) -> None:
 
 
 class JudgeReply(BaseModel):
-    """What the judge replies, in this order: a model that has stated its grounds scores better.
+    """Schema of the judge's reply. The explanation comes first: a model that has stated its reasons scores better.
 
     A subclass adds scores, declared as `Score`; any other field it adds needs a default.
     """
@@ -81,7 +81,7 @@ class JudgeReply(BaseModel):
 
     @classmethod
     def score_names(cls) -> list[str]:
-        """Return the names of all scores, those of a subclass too."""
+        """Return the names of all scores, including a subclass's."""
         return [name for name, field in cls.model_fields.items() if field.annotation is float]
 
 
@@ -89,7 +89,7 @@ _Reply = TypeVar("_Reply", bound=JudgeReply)
 
 
 def read_reply(text: str, schema: type[_Reply]) -> _Reply | str:
-    """Return what the judge replied, or why that cannot be read. Never raises; time is linear in the text.
+    """Return the judge's reply, or the reason why it cannot be read. Never raises; time is linear in the text.
 
     The object may stand in prose, a code fence or a wrapping object, and be written loosely (single quotes, trailing
     commas, bare keys, stray quotes and backslashes). A broken object makes the reply unreadable, and so do two
@@ -106,8 +106,8 @@ def read_reply(text: str, schema: type[_Reply]) -> _Reply | str:
     return replies[0] if replies else "it holds no JSON object with the scores"
 
 
-def nothing(schema: type[_Reply]) -> _Reply:
-    """Return the reply to an empty answer: zero for everything."""
+def reply_to_empty_answer(schema: type[_Reply]) -> _Reply:
+    """Return a reply with zero for all scores."""
     zeros = dict.fromkeys(schema.score_names(), 0.0)
     return schema.model_validate({"explanation": "there is no answer to judge", **zeros})
 
@@ -115,17 +115,17 @@ def nothing(schema: type[_Reply]) -> _Reply:
 def _verdicts_in(value: JsonValue, schema: type[_Reply]) -> Iterator[_Reply]:
     """Yield the outermost objects that have one of the scores; raises where one of them does not fit the schema."""
     named = {_bare(name): name for name in schema.model_fields}
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
+    pending = [value]
+    while pending:
+        value = pending.pop()
         if isinstance(value, list):
-            waiting.extend(reversed(value))
+            pending.extend(reversed(value))
         elif isinstance(value, dict):
             fields = _unique((named.get(_bare(key), key), item) for key, item in value.items())
             if any(name in fields for name in schema.score_names()):
                 yield schema.model_validate(fields)
             else:
-                waiting.extend(reversed(value.values()))
+                pending.extend(reversed(value.values()))
 
 
 def _bare(name: str) -> str:
@@ -215,7 +215,7 @@ def _strict_token(token: re.Match[str]) -> str:
 
 
 def _strict_escape(escape: re.Match[str]) -> str:
-    """Keep what JSON escapes; a stray backslash or quotation mark stands for itself."""
+    """Keep valid JSON escapes; escape a stray backslash or quotation mark."""
     if escape["kept"]:
         return escape["kept"]
     return "'" if escape["apostrophe"] else "\\" + escape[0]

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - the signs that look alike are what this module is about
-"""Making texts plain, so that what means the same reads the same: typography, scripts, Markdown, LaTeX, its braces."""
+"""Normalisation of texts, so that equal meanings read the same: typography, scripts, Markdown, LaTeX, its braces."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def translation(pairs: str, spaces: str, dropped: str) -> dict[int, str]:
-    """Return a table for `str.translate`; `pairs` has, by turns, signs and what stands for each of them."""
+    """Return a table for `str.translate`; `pairs` alternates signs and the text that replaces each of them."""
     words = pairs.split()
     table = {**dict(zip(words[::2], words[1::2], strict=True)), spaces: " ", dropped: ""}
     return {ord(sign): plain for signs, plain in table.items() for sign in signs}
@@ -27,19 +27,19 @@ _FULL_WIDTH = re.compile("[\uff01-\uff5e]+")
 _BORDER = re.compile(r"(?<=[0-9A-Za-z)\]%])(?=[^\W0-9A-Za-z_])|(?<=[^\W0-9A-Za-z_])(?=[-+(\[$]?[0-9A-Za-z])")
 
 
-def typed(text: str) -> str:
-    """Return a text with the signs of a keyboard: quotation marks, dashes, full-width letters, any script's digits."""
+def to_keyboard_signs(text: str) -> str:
+    """Replace signs by those of a keyboard: quotation marks, dashes, full-width letters, any script's digits."""
     if text.isascii():
         return text
     text = _FULL_WIDTH.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text.translate(_TYPOGRAPHIC))
     return "".join(c if c.isascii() or (digit := unicodedata.decimal(c, None)) is None else str(digit) for c in text)
 
 
-def apart(text: str) -> str:
-    """Return a text typed, with spaces where a script that knows no case meets Latin letters or digits: `共有18个`."""
+def separate_scripts(text: str) -> str:
+    """Use keyboard signs, and put spaces where a script without spaces meets Latin letters or digits: `共有18个`."""
     if text.isascii():
         return text
-    return _BORDER.sub(lambda border: " " if _is_border(border.string, border.start()) else "", typed(text))
+    return _BORDER.sub(lambda border: " " if _is_border(border.string, border.start()) else "", to_keyboard_signs(text))
 
 
 def _is_border(text: str, position: int) -> bool:
@@ -47,12 +47,12 @@ def _is_border(text: str, position: int) -> bool:
 
 
 def is_spaced(character: str) -> bool:
-    """Whether a character belongs to no script that writes words without spaces or glues them to numbers."""
+    """Whether a character's script separates words, and words from numbers, by spaces."""
     return character.isascii() or unicodedata.category(character) not in ("Lo", "Mn", "Mc", "Lm")
 
 
 _SYMBOL = "√"
-"""What stands in a plain text for whatever makes a number symbolic: a root, π, a function, a broken fraction."""
+"""Placeholder in a plain text for what makes a number symbolic: a root, π, a function, a broken fraction."""
 
 _SIGNS = f"−‐‑‒–﹣－ -  ⁄∕ /  ×⋅·∗ *  ≃≅ ≈  π∛∞±∓ {_SYMBOL}  ≤⩽≦ <  ≥⩾≧≠ >"
 _FRACTIONS = "½ 1/2  ⅓ 1/3  ⅔ 2/3  ¼ 1/4  ¾ 3/4  ⅕ 1/5  ⅖ 2/5  ⅗ 3/5  ⅘ 4/5  ⅙ 1/6  ⅚ 5/6  ⅛ 1/8  ⅜ 3/8  ⅝ 5/8  ⅞ 7/8"
@@ -98,7 +98,7 @@ def plain(text: str) -> str:
     """Return the text in ASCII signs, without emphasis and LaTeX, fractions as `1/2`, roots and the like as `√`."""
     if not text.isascii():
         text = _SUPERSCRIPTS.sub(lambda match: "^" + match[0].translate(_RAISED), text)
-        text = apart(text.translate(_PLAIN))
+        text = separate_scripts(text.translate(_PLAIN))
     if "<" in text:
         text = _TAGS.sub(" ", text)
     if "\\" in text or "{" in text or "~" in text:
@@ -115,7 +115,7 @@ _BRACES = re.compile(r"\\[{}\\]|[{}]")
 
 
 def closing_brace(text: str, opening: int, end: int = sys.maxsize) -> int | None:
-    """Return where the brace that opens at `opening` closes."""
+    """Return the position of the brace that closes the one at `opening`, or None."""
     if not text.startswith("{", opening):
         return None
     depth = 0

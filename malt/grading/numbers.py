@@ -15,7 +15,7 @@ from malt.grading.normalize import plain
 from malt.grading.words import COUNTED, NUMBER_WORDS, UNITS, number_in_words
 
 LONGEST = 10_000
-"""Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""
+"""Most characters searched for a number; of a longer text only the beginning or the end is read."""
 _MOST_DIGITS = 300
 """Digits and powers of ten past which a number is not read: exact arithmetic on it could take the grader's time."""
 
@@ -32,7 +32,7 @@ class Quantity(NamedTuple):
 
 
 def equal(left: Quantity, right: Quantity) -> bool:
-    """Whether two quantities are the same number in one of their readings; in the same unit only as written."""
+    """Whether two quantities are the same number in one of their readings; with equal scales, only as written."""
     if left.scale == right.scale:
         return _are_near(left.value, right.value)
     readings, others = ((number.value, number.value * number.scale) for number in (left, right))
@@ -59,7 +59,7 @@ def _is_rounding(written: Fraction, exact: Fraction) -> bool:
 
 
 def decimal_places(denominator: int) -> int | None:
-    """Return how many decimal places a fraction in lowest terms has, None where they never end."""
+    """Return the number of decimal places of a fraction in lowest terms, None if they never end."""
     rest, places = denominator, 0
     for prime in (2, 5):
         power = 0
@@ -69,7 +69,7 @@ def decimal_places(denominator: int) -> int | None:
     return places if rest == 1 else None
 
 
-# How one number is read.
+# Reading one number.
 
 _DIGITS = (
     r"(?:[0-9]{1,3}(?>(?:\ [0-9]{3})+)(?![0-9])(?:,[0-9]{1,2}(?![0-9,]))?"  # 1 234 567,89
@@ -111,7 +111,7 @@ _SCALES = {
 
 
 def _quantity_of(match: re.Match[str]) -> Quantity | None:
-    """Return the number that was matched, or None where its digits make none (a list, a zero denominator)."""
+    """Return the number that was matched, or None if its digits are no number (a list, a zero denominator)."""
     value = _unsigned(match)
     if value is None:
         return None
@@ -182,7 +182,7 @@ _MEASURE = re.compile(
 
 
 def _measured(match: re.Match[str]) -> Quantity | None:
-    """Return a measure in the smaller of its two units, `1 hour 20 minutes` as 80; None where it is none."""
+    """Return a measure in the smaller of its two units, `1 hour 20 minutes` as 80; None if it is no measure."""
     ratio = _MEASURES.get((_MEASURE_UNITS.get(match[2], ""), _MEASURE_UNITS.get(match[4], "")))
     first = _decimal(match[1])
     if ratio is None or first is None or len(match[0]) > _MOST_DIGITS:
@@ -230,11 +230,11 @@ _OPERATION_WORDS = "point and or to in squared cubed factorial choose mod minus 
 _OPERATIONS = frozenset(_OPERATION_WORDS.split())
 
 
-# Which number of a text is the answer.
+# Choosing the number of a text that is the answer.
 
 
 class _Found(NamedTuple):
-    """One number of a text and where it stands; no quantity where it is part of a calculation, a range or a ratio."""
+    """One number of a text and its position; no quantity where it is part of a calculation, a range or a ratio."""
 
     start: int
     end: int
@@ -279,7 +279,7 @@ _ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
 
 @lru_cache(maxsize=8192)
 def parse_quantity(text: str) -> Quantity | None:
-    """Read a text that is one number with at most a lead-in and units, as a reference answer is; else None."""
+    """Read a text that is one number with at most a lead-in and units, such as a reference answer; else None."""
     line = _ASSIGNMENT.sub("", plain(text[:LONGEST]).strip())
     start = _lead_in(line)
     measure = _MEASURE.match(line, start)
@@ -293,10 +293,10 @@ def parse_quantity(text: str) -> Quantity | None:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """Return the number that a statement of an answer gives, or None where it gives none, or several.
+    """Return the number that a statement of an answer gives, or None if it gives none or several.
 
-    In order: what follows the last `so`; of several sentences the first with a number; what follows the last `=`; the
-    number it begins with; the first number that qualifies nothing, as `3` does in `after 3 days`.
+    Tried in order: what follows the last `so`; of several sentences the first with a number; what follows the last `=`;
+    the number it begins with; the first number that qualifies nothing, as `3` does in `after 3 days`.
     """
     line = plain(text[:LONGEST])
     found = _numbers(line)
@@ -306,7 +306,7 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def leading_quantity(text: str) -> Quantity | None:
-    """Return the number that a text begins with, whatever follows it; None where it begins with none of its own."""
+    """Return the number that a text begins with, whatever follows it; None if it begins with none that stands alone."""
     line = plain(text[:LONGEST])
     found = _numbers(line)
     if not found or found[0].start > _lead_in(line) or _LIST_AFTER.match(line, found[0].end):
@@ -315,7 +315,7 @@ def leading_quantity(text: str) -> Quantity | None:
 
 
 def last_quantity(text: str) -> Quantity | None:
-    """Return the last number of a text that stands for itself, or the first after the `=` of its sentence.
+    """Return the last number of a text that stands alone, or the first after the `=` of its sentence.
 
     The result of `120 / 24 = 5 hours to read 120 pages` is 5.
     """
@@ -338,7 +338,7 @@ def _tail(border: re.Pattern[str], line: str) -> str:
 
 
 def _stated(line: str, found: list[_Found]) -> Quantity | None:
-    """Choose among several numbers."""
+    """Choose the answer among several numbers."""
     found = _in_one_sentence(line, _after_last(_CONCLUSION, line, found))
     found = _after_last(_EQUALS, line, found)
     first = found[0]
@@ -352,19 +352,19 @@ def _stated(line: str, found: list[_Found]) -> Quantity | None:
 
 
 def _after_last(border: re.Pattern[str], line: str, found: list[_Found]) -> list[_Found]:
-    """Return the numbers after the last border that has any, or all of them."""
+    """Return the numbers after the last border that is followed by one, or all numbers."""
     ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
     return [number for number in found if number.start >= ends[-1]] if ends else found
 
 
 def _in_one_sentence(line: str, found: list[_Found]) -> list[_Found]:
-    """Return the numbers up to the end of the sentence in which the first stands."""
+    """Return the numbers in the sentence of the first one."""
     end = _SENTENCE_END.search(line, found[0].end)
     return [number for number in found if number.start < end.start()] if end else found
 
 
 def _numbers(line: str) -> list[_Found]:
-    """Return the numbers of a plain text; a measure in two units is one."""
+    """Return the numbers of a plain text; a measure in two units counts as one number."""
     found = [_Found(match.start(), match.end(), _standing_alone(match)) for match in _NUMBER.finditer(line)]
     if len(found) < 2:
         return found
@@ -375,14 +375,14 @@ def _numbers(line: str) -> list[_Found]:
 
 
 def _standing_alone(match: re.Match[str]) -> Quantity | None:
-    """Return a number that stands for itself."""
+    """Return a number that stands alone; None if it is part of a calculation, a range or the like."""
     line, start = match.string, match.start() + len(match["sign"] or "")
     tangled = _TANGLED_BEFORE.search(line[max(0, start - 24) : start]) or _TANGLED_AFTER.match(line, match.end())
     return None if tangled or _symbol_after(line, match.end()) else _quantity_of(match)
 
 
 def _symbol_after(line: str, end: int) -> bool:
-    """Whether letters after a number are symbols that it is multiplied with, rather than a unit or a word."""
+    """Whether letters after a number are symbols that it multiplies, rather than a unit or a word."""
     found = _SYMBOL_AFTER.match(line, end)
     if found is None:
         return False
@@ -393,6 +393,6 @@ def _symbol_after(line: str, end: int) -> bool:
 
 
 def _lead_in(line: str) -> int:
-    """Return where a plain text begins, after signs and words such as `about`."""
+    """Return the position after the signs and words, such as `about`, that lead in a plain text."""
     match = _LEAD_IN.match(line)
     return match.end() if match else 0

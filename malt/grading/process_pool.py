@@ -1,7 +1,7 @@
-"""A pool of processes that can be killed: where graders run that may hang, and where users' graders run.
+"""Pool of killable processes, for graders that may hang and for users' graders.
 
-Each process has a thread here that feeds it one call at a time. A call that passes its limit costs one process,
-never the run. The processes start Python afresh, so they need no `if __name__ == "__main__"` in the user's script.
+Each process has a thread here that sends it one call at a time. A call past its time limit costs one process, never
+the run. Each process is a new Python interpreter, so the user's script needs no `if __name__ == "__main__"`.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 _M_MMAP_THRESHOLD = -3
 START_LIMIT_S = 120.0
-"""Seconds a process may take to start Python and import what a call needs; no call's own limit covers this."""
+"""Seconds a process may take to start Python and import what a call needs; a call's own limit starts later."""
 
 _BOOT = """
 import json, sys
@@ -44,7 +44,7 @@ class CallFailed(Exception):  # noqa: N818 - named for what happened to the call
 
 
 class _Call(NamedTuple):
-    """One call that waits for a process, by the function's import name."""
+    """One call for a process of the pool; `function` is the import name."""
 
     function: str
     arguments: tuple[object, ...]
@@ -62,14 +62,14 @@ async def run_in_pool(function: Callable[..., _Result], *arguments: object, time
 
 
 def submit(function: Callable[..., _Result], *arguments: object, timeout_s: float) -> "Future[_Result]":
-    """Do the same for a caller without an event loop."""
+    """Do the same as `run_in_pool`, for a caller without an event loop."""
     future: Future[object] = Future()
     _shared_pool().calls.put(_Call(f"{function.__module__}:{function.__qualname__}", arguments, timeout_s, future))
     return cast("Future[_Result]", future)
 
 
 def worker_pids() -> list[int]:
-    """Return the processes that are up, for those who watch or kill them."""
+    """Return the ids of the pool's live processes."""
     return _shared_pool().pids
 
 
@@ -84,20 +84,20 @@ _POOLS_LOCK = threading.Lock()
 
 @cache
 def _pool_of(_pid: int) -> "_Pool":
-    """Start a pool: one process more than there are processors, so that one that hangs leaves them busy."""
+    """Start a pool: one process more than processors, so that a hanging one leaves none idle, but at most 4."""
     pool = _Pool(min(4, (os.cpu_count() or 1) + 1))
     atexit.register(pool.close)
     return pool
 
 
 def _free_at_once() -> None:
-    """Let freed blocks of 1 MiB and more, as processes send, go back to the system; glibc keeps them (mallopt(3))."""
+    """Make freed blocks of 1 MiB and more, such as received results, go back to the system; glibc would keep them."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 class _Pool:
-    """`size` threads, each with a process that it starts when it first has a call to make."""
+    """`size` threads, each with a process that it starts for its first call."""
 
     def __init__(self, size: int) -> None:
         _free_at_once()
@@ -108,18 +108,18 @@ class _Pool:
 
     @property
     def pids(self) -> list[int]:
-        processes = [worker.process for worker in self._workers]  # once: a worker may just lose its own
+        processes = [worker.process for worker in self._workers]  # read once: a worker may lose its own meanwhile
         return [process.pid for process in processes if process and process.poll() is None]
 
     def close(self) -> None:
-        """Kill the processes, and start no more."""
+        """Kill the processes, and let no new one start."""
         for worker in self._workers:
             worker.closed = True
             worker.stop()
 
 
 class _Worker:
-    """One process, started when it is needed and again after it was killed."""
+    """One process, started when it is needed, and started again after it was killed."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -134,7 +134,7 @@ class _Worker:
 
     def _answer(self, call: _Call) -> None:
         try:
-            result = self._make(call)
+            result = self._run(call)
         except CallFailed as failure:
             call.future.set_exception(failure)
         except Exception as error:
@@ -144,7 +144,7 @@ class _Worker:
             call.future.set_result(result)
 
     def stop(self) -> None:
-        """Kill the process, if there is one, with whatever it started."""
+        """Kill the process, if there is one, with its whole process group."""
         process, pipe = self.process, self._pipe
         self.process = self._pipe = None
         if process is not None:
@@ -154,8 +154,8 @@ class _Worker:
         if pipe is not None:
             pipe.close()
 
-    def _make(self, call: _Call) -> object:
-        pipe = self._hand_over(call) or self._hand_over(call)  # a process that died while idle is replaced once
+    def _run(self, call: _Call) -> object:
+        pipe = self._send(call) or self._send(call)  # a process that died while idle is replaced once
         if pipe is None:
             raise CallFailed("its process does not start")
         try:
@@ -173,8 +173,8 @@ class _Worker:
             raise CallFailed(f"no result within {timeout_s:g} s")
         return cast(tuple[bool, object], pipe.recv())
 
-    def _hand_over(self, call: _Call) -> Connection | None:
-        """Hand the call over and wait until the process starts on it; None where it died."""
+    def _send(self, call: _Call) -> Connection | None:
+        """Send the call and wait until the process starts on it; return None if the process died."""
         with suppress(EOFError, OSError):
             pipe = self._pipe or self._start()
             pipe.send((call.function, call.arguments, call.timeout_s))
@@ -188,7 +188,7 @@ class _Worker:
         if self.closed:
             raise OSError("the pool is closed")
         ours, theirs = Pipe()
-        # Its own group: Ctrl-C is for the program, which ends its workers itself. Stdout stays clean for --json.
+        # Own process group: Ctrl-C reaches only the program, which ends its workers. Stdout stays clean for --json.
         self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our code
             [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps([*sys.path, str(Path.cwd())])],
             pass_fds=(theirs.fileno(),),
@@ -202,21 +202,21 @@ class _Worker:
 
 
 def work(descriptor: int) -> None:
-    """Answer calls until the other end closes: the body of a worker process."""
+    """Run calls until the other end of the pipe closes: the body of a worker process."""
     pipe = Connection(descriptor)
     with suppress(EOFError, OSError):
         while True:
             name, arguments, timeout_s = pipe.recv()
             function = _make_ready(name)
             pipe.send("started")
-            # Were the program killed now, nobody else would end this call: the kernel's own clock does.
+            # If the program is killed now, only this kernel timer ends the call.
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 5)
             pipe.send(_attempt(function, arguments))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _make_ready(name: str) -> Callable[..., object]:
-    """Resolve a function; its module's `prepare_process`, if any, is called first: imports that no limit covers."""
+    """Import a function and call its module's `prepare_process`, if any: slow imports before a call's limit starts."""
     function = resolve(name)
     getattr(sys.modules[name.partition(":")[0]], "prepare_process", int)()
     return function

@@ -1,4 +1,4 @@
-"""Which graders suit reference answers, and which references none can use: said before any model is asked."""
+"""Checks before any model is asked: graders that work and can use the reference answers; suggestions of graders."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,30 +14,30 @@ from malt.questions.question import Question
 
 
 def check_references(questions: Iterable[Question], spec: EvaluatorSpec) -> None:
-    """Make sure that every reference answer can be graded by one of the kinds in `spec`, and that each kind can work.
+    """Check that each grader in `spec` works, and that one of them can use each reference answer.
 
-    Uses no model, but the grader processes: it blocks the caller for some milliseconds for each reference that takes
-    parsing. Raises `GradingError` with the first question that cannot be graded, and how many there are;
-    `ConfigError` where no kind is chosen.
+    Asks no model, but uses the grader processes: it blocks the caller for some milliseconds for each reference that
+    must be parsed. Raises `GradingError` with the first question that cannot be graded and the number of such
+    questions, `ConfigError` if no kind is chosen.
     """
-    asked = list(questions)
-    _require_kinds(asked, spec)
+    listed = list(questions)
+    _require_kinds(listed, spec)
     graders = [objective_grader(kind, spec) for kind in spec.kind if kind != "llm"]
     for grader in graders:
-        grader.check(asked[0] if asked else None)
+        grader.check(listed[0] if listed else None)
     if "llm" not in spec.kind:
-        _check_each(asked, graders)
+        _check_each(listed, graders)
 
 
-def _check_each(asked: Sequence[Question], graders: Sequence[ObjectiveGrader]) -> None:
-    accepted = [(question, _accepted(question, graders)) for question in asked]
+def _check_each(questions: Sequence[Question], graders: Sequence[ObjectiveGrader]) -> None:
+    accepted = [(question, _accepted(question, graders)) for question in questions]
     refused = [question for question, found in accepted if not any(map(_result, found))]
     if refused:
         raise GradingError(_complaint(refused, graders))
 
 
 def _accepted(question: Question, graders: Sequence[ObjectiveGrader]) -> list["bool | Future[bool]"]:
-    """Return what the graders say, up to the first that is sure."""
+    """Return the graders' results up to the first immediate yes."""
     found: list[bool | Future[bool]] = []
     for grader in graders:
         found.append(grader.accepts(question))
@@ -63,15 +63,15 @@ def _complaint(questions: list[Question], graders: Sequence[ObjectiveGrader]) ->
     )
 
 
-# Suggestions. There is no default kind: one that does not suit fails silently.
+# Suggestions. There is no default kind, since an unsuitable grader fails silently.
 
 _LATEX = re.compile(r"\\[a-zA-Z]+|[_^]\{|\$[^$]+\$|[\^=]")
 _LOOKED_AT = 1000
-"""Questions; the kind of reference answer rarely changes after these."""
+"""Number of questions looked at; the kind of reference answer rarely changes after these."""
 
 
 class Suggestion(NamedTuple):
-    """Kinds of graders, and what in the reference answers speaks for them."""
+    """Suggested kinds of graders, and the reason in the reference answers."""
 
     kinds: tuple[GraderKind, ...]
     reason: str
@@ -83,7 +83,7 @@ class Suggestion(NamedTuple):
 
 
 def suggest_kinds(questions: Sequence[Question]) -> Suggestion:
-    """Suggest graders from what the reference answers look like."""
+    """Suggest graders from the form of the reference answers."""
     looked_at = questions[:_LOOKED_AT]
     if all(question.choices for question in looked_at):
         return Suggestion(("choice",), "the questions have choices")
@@ -95,7 +95,7 @@ def suggest_kinds(questions: Sequence[Question]) -> Suggestion:
 
 
 def _require_kinds(questions: Sequence[Question], spec: EvaluatorSpec) -> None:
-    """Raise `ConfigError`, with a suggestion, where a config does not say how answers are graded."""
+    """Raise `ConfigError`, with a suggestion, if a config names no grader."""
     if not spec.kind:
         found = suggest_kinds(questions)
         raise ConfigError(

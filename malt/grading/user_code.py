@@ -1,4 +1,4 @@
-"""Graders that a user wrote: found without importing them, run only where the user says so, and called."""
+"""User-written graders: finding their code without importing it, demanding trust before it runs, and calling it."""
 
 import logging
 import math
@@ -15,17 +15,17 @@ LOG = logging.getLogger(__name__)
 
 
 def require_trust(owner: str, function: str, *, trusted: bool) -> None:
-    """Raise `InputError` unless code named by `owner` is trusted; either way say which files with which digests."""
+    """Raise `InputError` unless the code that `owner` names is trusted; show its files and digests in any case."""
     files = ", ".join(f"{path} (SHA-256 {file_sha256(path)})" for path in _find_code(function)) or "no file found"
     if not trusted:
         raise InputError(
-            f"{owner} names code to run: {function}, {files}. Nothing was run; read it, then: --trust-code"
+            f"{owner} names code to run: {function}, {files}. Nothing was run; read the code, then add --trust-code"
         )
-    LOG.warning("%s names code, which runs as trusted: %s, %s", owner, function, files)
+    LOG.warning("%s names code that runs as trusted: %s, %s", owner, function, files)
 
 
 def _find_code(function: str) -> Iterator[Path]:
-    """Yield the files that importing `module:function` would run, packages first, where grader processes look."""
+    """Yield the files that a grader process would run to import `module:function`, packages first."""
     module = function.partition(":")[0]
     if module.endswith(".py"):
         yield from (path.resolve() for path in [Path(module)] if path.is_file())
@@ -41,9 +41,9 @@ def _find_code(function: str) -> Iterator[Path]:
 
 
 def call_function(name: str, question: str, ground_truth: str, answer: str) -> float | None:
-    """Call a user's grader and return its score in [0, 1], or None where it does not know.
+    """Call a user's grader and return its score in [0, 1], or None if it does not know.
 
-    Raises whatever it raises, and `ValueError` for a result that is neither bool, a number in [0, 1], nor None.
+    Raises what the grader raises, and `ValueError` for a result that is neither bool, a number in [0, 1], nor None.
     """
     result = resolve(name)(question, ground_truth, answer)
     if result is None:

@@ -22,11 +22,11 @@ _PARTS = {
     for part in spellings.split()
 }  # fmt: skip
 NUMBER_WORDS = frozenset([*_SMALL, *_TENS, *_SCALES, *_PARTS, "hundred", "dozen"])
-"""Words that are numbers, or parts of one."""
+"""Words that are numbers or parts of numbers."""
 
 
 def number_in_words(text: str) -> Fraction | None:
-    """Return the number that a text of words is, or None where any word of it does not belong to one."""
+    """Return the number that a text spells in words, or None if any word does not belong to it."""
     words = re.findall(r"[a-z]+|[^a-z\s,-]", text.lower())
     if words[:1] in (["minus"], ["negative"]):
         value = _unsigned(words[1:])
@@ -59,7 +59,7 @@ def _decimal(words: Sequence[str], point: int) -> Fraction | None:
 
 
 def _part(words: Sequence[str]) -> Fraction | None:
-    """Read `half`, `a third` or `two thirds`; a number such as `twenty first` is none."""
+    """Read `half`, `a third` or `two thirds`; an ordinal such as `twenty first` is none."""
     count = _count(words[:-1])
     return None if count is None else Fraction(count, _PARTS[words[-1]])
 
@@ -85,7 +85,7 @@ def _cardinal(words: Sequence[str]) -> int | None:
 
 
 def _below_scale(words: Sequence[str], position: int) -> tuple[int | None, int]:
-    """Read what stands before a scale, `three hundred and five`, and return where it ends."""
+    """Read the number before a scale, such as `three hundred and five`; return it and the position after it."""
     value, end = _below_hundred(words, position)
     if words[end : end + 1] != ["hundred"]:
         bare = words[end] in _SCALES if end < len(words) else False
@@ -106,7 +106,7 @@ def _below_hundred(words: Sequence[str], position: int) -> tuple[int | None, int
     return (_SMALL[word], position + 1) if word in _SMALL else (None, position)
 
 
-# Words around a value. No symbol is ever one of them.
+# Words around a value.
 
 _UNITS = """
 meter meters metre metres m; centimeter centimeters centimetre centimetres cm;
@@ -124,7 +124,7 @@ pound-sterling GBP gbp quid; yen JPY jpy; rupee rupees INR inr Rs; percent pct; 
 hectare hectares ha; bit bits; byte bytes
 """
 UNITS = {spelling: line.split()[0] for line in _UNITS.split(";") for spelling in line.split()}
-"""The unit that each spelling stands for."""
+"""Unit that each spelling stands for."""
 
 
 _COUNTED_TEXT = """
@@ -133,10 +133,10 @@ games numbers integers solutions pairs cookies pages tickets boxes bags pieces t
 diagonals teams members players children boys girls men women cars trees flowers cubes tiles bottles
 """
 COUNTED = frozenset(_COUNTED_TEXT.split())
-"""Plain nouns of what is counted; whatever the question itself names counts as well."""
+"""Common nouns of things that are counted; nouns of the question itself are accepted too."""
 
 FILLERS = frozenset({"of", "a", "an", "the", "in", "total", "each", "altogether"})
-"""Words after a value that leave it as it is."""
+"""Words after a value that do not change it."""
 
 _TURNING_TEXT = """
 not no never less fewer more greater than least most above below under over between to through until from or and
@@ -147,4 +147,4 @@ negative positive factorial choose pair couple per wrong false incorrect minimum
 only exceeds exceeding at up down out versus vs by approximately short infinite undefined
 """
 TURNING = frozenset(_TURNING_TEXT.split())
-"""Words that change what a number means: whatever they stand beside was not read unless the reader knows them."""
+"""Words that change a number's meaning: a value beside one is unread unless the reader knows that word."""

@@ -1,1 +1,1 @@
-"""Prefect's server, `malt up` and `malt doctor`."""
+"""Prefect servers and the commands `malt up`, `malt doctor` and `malt serve`."""

@@ -1,8 +1,8 @@
-"""Who may use a Prefect server of ours, and read reports beside its UI: whoever has its authentication string.
+"""Access control of the Prefect servers that MALT starts: their users know an authentication string.
 
-Prefect checks the string; `OwnPagesOnly` refuses what pages of other origins ask, before Prefect sees it, and lets
-the UI's pages ask nobody else: Prefect's UI would ask a host of analytics for its settings, even with analytics off.
-`WithReports` serves versions' reports under addresses that only this server's users can know.
+Prefect checks the string. `OwnPagesOnly` refuses requests from other origins before Prefect sees them, and keeps the
+UI's pages from other hosts: Prefect's UI contacts an analytics host even with analytics off. `WithReports` serves
+versions' reports at addresses that only this server's users can know.
 """
 
 import base64
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from malt.config.secret_scan import redact
 
 AUTH_STRING = "PREFECT_API_AUTH_STRING"
-"""The variable that Prefect's clients read."""
+"""Environment variable from which Prefect's clients read the authentication string."""
 LOOPBACK = ("127.0.0.1", "localhost")
 SIGN_IN_PATH = "/malt/sign-in"
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -41,7 +41,7 @@ fetch("/api/admin/version", {headers: {Authorization: "Basic " + key}}).then(ans
   location.replace("/");
 }).catch(error => { document.getElementById("said").textContent = "Not signed in: " + error.message; });
 </script>"""
-"""Stores the string where both of Prefect's UIs look for it. It comes after `#`, so no server or log sees it."""
+"""Page that stores the string where both of Prefect's UIs look for it. It follows `#`, so no server or log sees it."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -52,7 +52,7 @@ _log = logging.getLogger("malt")
 
 
 def read_auth_string(home: Path) -> str:
-    """Return the authentication string of the servers that keep their records in `home`; made at random once."""
+    """Return the authentication string of the servers with records in `home`; a random one, created on first use."""
     path = home / "auth"
     if not path.exists():
         with tempfile.NamedTemporaryFile("w", dir=home) as file:  # of mode 0600
@@ -71,29 +71,29 @@ def auth_headers(auth_string: str | None) -> dict[str, str]:
 def own_origins(host: str, port: int) -> tuple[str, ...]:
     own = socket.gethostname() if host in WILDCARDS else host
     names = LOOPBACK if own in LOOPBACK else (own, *LOOPBACK)
-    return tuple(f"http://{name}:{port}" for name in map(str.lower, names))  # as browsers write them
+    return tuple(f"http://{name}:{port}" for name in map(str.lower, names))  # browsers send host names in lower case
 
 
 def warn_if_open(api_url: str, timeout_s: float) -> None:
-    """Warn of a Prefect server that asks nobody for authentication."""
+    """Warn of a Prefect server without authentication."""
     try:
         urllib.request.urlopen(f"{api_url}/admin/version", timeout=timeout_s).close()  # noqa: S310 - as configured
     except (HTTPException, OSError, ValueError):
         return
     _log.warning(
-        "warning: PREFECT_API_URL = %s: this server has no authentication, so whoever reaches it, any web page in a "
-        "browser here included, can run code as its workers; start it with PREFECT_SERVER_API_AUTH_STRING set",
+        "warning: PREFECT_API_URL = %s: this server has no authentication: anyone who reaches it, even a web page in a "
+        "browser here, can run code as its workers; start it with PREFECT_SERVER_API_AUTH_STRING set",
         redact(api_url),
     )
 
 
 def post_json(url: str, body: object, timeout_s: float) -> tuple[int, Any]:
-    """Ask Prefect's API as its clients do; return the status, and what was said. Raises `OSError`."""
+    """Post to Prefect's API as its clients do; return the status and the body. Raises `OSError`."""
     api_url, headers = url.partition("/api/")[0] + "/api", auth_headers(os.environ.get(AUTH_STRING))
     client = "malt"
-    status, said = _ask(urllib.request.Request(f"{api_url}/csrf-token?client={client}", headers=headers), timeout_s)  # noqa: S310
-    if status == 200:  # else it has no CSRF protection
-        headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": said["token"]}
+    status, reply = _ask(urllib.request.Request(f"{api_url}/csrf-token?client={client}", headers=headers), timeout_s)  # noqa: S310
+    if status == 200:  # else the server has no CSRF protection
+        headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": reply["token"]}
     headers["Content-Type"] = "application/json"
     return _ask(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout_s)  # noqa: S310 - as configured
 
@@ -107,9 +107,9 @@ def _ask(request: urllib.request.Request, timeout_s: float) -> tuple[int, Any]:
 
 
 class OwnPagesOnly:
-    """Serve an app under its own host names, and to its own pages alone; add the page that signs in.
+    """Serve an app only under its own host names and to its own pages; add the sign-in page.
 
-    Another `Host` is a DNS name turned to this machine; another `Origin` is a page from elsewhere.
+    Any other `Host` may be a DNS rebinding attack; any other `Origin` is a foreign page.
     """
 
     def __init__(self, app: App, host: str, port: int) -> None:
@@ -131,9 +131,9 @@ class OwnPagesOnly:
             await self._app(scope, receive, self._guarded(send))
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Close a websocket that says what Prefect cannot read: anyone may, and a traceback each would fill the log.
+        """Close a websocket whose first message Prefect cannot parse: a traceback for each would fill the log.
 
-        Other errors are Prefect's own. It reads one message of a stranger, and answers it only if that has the key.
+        An error after a message but without a reply is the client's fault: Prefect replies only to holders of the key.
         """
         has_spoken = is_answered = False
 
@@ -164,10 +164,10 @@ class OwnPagesOnly:
         return is_own_host and all(self._is_own_origin(origin, hosts[0]) for origin in origins)
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
-        """Say whether an origin is ours. Who listens on all addresses cannot list them, nor the name of a TLS proxy.
+        """Whether an origin is ours. A server on all addresses can list neither them nor the name of a TLS proxy.
 
-        There it has to be the very address that is asked; a DNS name turned to this machine has no certificate of the
-        proxy's name, and is no number.
+        There the origin must be the requested host, by https or as an IP address: a rebound DNS name is no IP address
+        and has no certificate.
         """
         if origin in self._origins or self._hosts is not None:
             return origin in self._origins
@@ -177,14 +177,14 @@ class OwnPagesOnly:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await self._show(send, 403, "text/plain", "This server answers its own pages alone, at its own address.")
+            await self._show(send, 403, "text/plain", "This server answers only its own pages, at its own address.")
 
     async def _show(self, send: Send, status: int, kind: str, text: str) -> None:
         headers = [(b"content-type", kind.encode()), *self._headers, (b"cache-control", b"no-store")]
         await _answer(send, status, headers, text.encode())
 
     def _guarded(self, send: Send) -> Send:
-        """Keep a server's pages out of other pages' frames, and what they know with it."""
+        """Add security headers to every response, which keep the pages out of foreign frames."""
 
         async def sent(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -200,7 +200,7 @@ async def _answer(send: Send, status: int, headers: Collection[tuple[bytes, byte
 
 
 def _headers(origins: Collection[str]) -> list[tuple[bytes, bytes]]:
-    """Return what a browser is told of every page: who may frame it, and whom it may ask."""
+    """Return the security headers of every page: no frames, connections only to our origins, no referrer."""
     asked = " ".join(["'self'", *origins, *(origin.replace("http", "ws", 1) for origin in origins)])
     policy = f"frame-ancestors 'none'; connect-src {asked}"
     return [(b"content-security-policy", policy.encode()), (b"referrer-policy", b"no-referrer")]
@@ -221,7 +221,7 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 _REPORT, _PREFIX = "report.html", "/malt/reports/"
 _ADDRESS = re.compile(rf"{_PREFIX}([0-9a-f]{{32}})/((?:datasets|models|evaluations)/[a-z0-9-]+/v[0-9]+)")
 SANDBOX = "sandbox allow-scripts; frame-ancestors 'none'"
-"""Policy of a report's page: it has no way to what the UI keeps in the browser."""
+"""Policy of a report's page: its scripts cannot read what the UI stores in the browser."""
 _REPORT_HEADERS = [
     (b"content-security-policy", SANDBOX.encode()),
     (b"referrer-policy", b"no-referrer"),
@@ -230,7 +230,7 @@ _REPORT_HEADERS = [
 
 
 def report_url(api_url: str, auth_string: str, version: Path) -> str:
-    """Return where the report of a version's folder is served; the address holds what proves that one may read it."""
+    """Return the URL at which a version's report is served; a signature in it proves that the reader may see it."""
     place = "/".join(version.parts[-3:])
     return f"{api_url.removesuffix('/api')}{_PREFIX}{_sign(auth_string, place)}/{place}"
 
@@ -240,7 +240,7 @@ def _sign(auth_string: str, place: str) -> str:
 
 
 class WithReports:
-    """Serve an app, and the reports of the versions below a data folder."""
+    """Serves an app, and the reports of the versions below a data folder."""
 
     def __init__(self, app: App, data_dir: Path, auth_string: str) -> None:
         self._app, self._data_dir, self._auth_string = app, data_dir, auth_string

@@ -1,4 +1,4 @@
-"""`malt doctor`: try each thing that a run needs once, as cheaply as possible."""
+"""`malt doctor`: checks everything that a run needs, as cheaply as possible."""
 
 import asyncio
 import os
@@ -25,16 +25,16 @@ _MOST_TOKENS = 16
 
 
 class Check(NamedTuple):
-    """One thing that was tried."""
+    """Result of one check."""
 
     subject: str
     works: bool
     detail: str
-    """What was found, or what is wrong and what to do."""
+    """Finding, or the fault and its remedy."""
 
 
 def examine(spec: RunSpec, settings: Settings) -> Iterator[Check]:
-    """Try all that a run of this spec needs, one after the other."""
+    """Check everything that a run of this spec needs, one after the other."""
     yield _try_out("questions and prompts", lambda: _check_inputs(spec))
     yield _try_out("data folder", lambda: _check_folder(settings))
     yield _try_out("store", lambda: _check_store(settings))
@@ -47,12 +47,12 @@ def _try_out(subject: str, trial: Callable[[], str]) -> Check:
     try:
         return Check(subject, works=True, detail=trial())
     except (MaltError, OSError) as error:
-        return Check(subject, works=False, detail=str(error))
+        return Check(subject, works=False, detail=str(error).removeprefix(f"{subject}: "))
 
 
 def _check_inputs(spec: RunSpec) -> str:
     job = read_job(spec)
-    return f"{len(job.questions):,} questions, every reference answer can be graded against"
+    return f"{len(job.questions):,} questions, each with a usable reference answer"
 
 
 def _check_folder(settings: Settings) -> str:
@@ -69,7 +69,7 @@ def _check_store(settings: Settings) -> str:
 
 
 def _list_endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
-    """Return what a run would ask, each model at each address once, with the first role that it plays."""
+    """Yield the endpoints of a run, each model at each address once, with the first role that it plays."""
     seen = set()
     for role, model in models_asked(with_weights(spec)).items():
         where = (model.model, model.api_base, model.api_key_env, model.api_key_block)
@@ -79,10 +79,10 @@ def _list_endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
 
 
 def _check_endpoint(role: Role, model: ModelSpec) -> str:
-    """Ask a model for a few tokens; nothing of it is stored."""
+    """Ask a model for a few tokens; the answer is not stored."""
     call.check(model)
     if model.api_key_block:
-        return f"not asked: its key is in the block {model.api_key_block!r}, which the flows alone read"
+        return f"not asked: its key is in the block {model.api_key_block!r}, which only flows can read"
     brief = model.model_copy(update={"max_tokens": min(_MOST_TOKENS, model.max_tokens or _MOST_TOKENS)})
     started = time.perf_counter()
     asyncio.run(_ask(CompletionRequest(role, brief, (_QUESTION,), "doctor")))

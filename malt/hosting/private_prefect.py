@@ -1,8 +1,8 @@
-"""Which Prefect server a run reports to: the one at `PREFECT_API_URL`, else a private one that ends with this process.
+"""Prefect server of a run: the one at `PREFECT_API_URL`, else a private one that ends with this process.
 
-Prefect reads its settings when it is imported, so `connect` comes before that. The private server starts in a process
-of its own while the caller imports what else it needs, and is started again where it is killed: Prefect asks again for
-a minute. Its records stay in `<data_dir>/prefect`.
+Prefect reads its settings on import, so call `connect` before that. The private server starts in a process of its own
+while the caller imports other modules, and is restarted if it is killed, since Prefect's clients retry for a minute.
+Its records stay in `<data_dir>/prefect`.
 """
 
 import atexit
@@ -29,29 +29,29 @@ from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_s
 from malt.processes import Restarts
 
 ANSWER_LIMIT_S = 30.0
-"""Seconds a server that is up may take to answer."""
+"""Seconds that a running server may take to answer."""
 _START_LIMIT_S = 300.0
-"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database, minutes on a machine that is
-very busy. One that ends meanwhile is noticed at once."""
+"""Seconds that a private server may take to start: usually 3, with a new database 6, on a very busy machine minutes.
+A server that ends meanwhile is noticed at once."""
 _STOP_LIMIT_S = 6.0
-"""Seconds it may take to write its records and end."""
+"""Seconds that a private server may take to write its records and end."""
 
 _CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
-"""How grave a log line must be to be printed."""
+"""Setting for the lowest level of log lines on the console."""
 
 TUNED = {
-    # A task run costs the stock server 37.6 ms of CPU, with these and PRIVATE 7.7.
+    # A task run takes 37.6 ms of the server's CPU by default, and 7.7 ms with these and PRIVATE.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "300",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
-    # In memory, a server that is started again knows none, and Prefect ends their runs within four minutes.
+    # Leases kept in memory are lost when the server restarts, and Prefect then ends their runs within four minutes.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     "DO_NOT_TRACK": "1",
     "PREFECT__SERVER_FINAL": "1",
 }
-"""Settings of any server of ours."""
+"""Settings of every server that MALT starts."""
 PRIVATE = {
     **TUNED,
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
@@ -63,31 +63,31 @@ PRIVATE = {
 
 
 class NamedServer(NamedTuple):
-    """The server at `PREFECT_API_URL`, which is not ours to start."""
+    """The server at `PREFECT_API_URL`, which the user runs."""
 
     api_url: str
     when_lost: str = "run again when it is up"
-    """What to do where it goes away during a run."""
+    """Advice if the server is lost during a run."""
 
     def wait_until_ready(self) -> None:
-        """Check that it answers, and warn where it lets anyone in. Raises `ConfigError`."""
+        """Check that the server answers, and warn if it has no authentication. Raises `ConfigError`."""
         check_answers(self.api_url)
         warn_if_open(self.api_url, ANSWER_LIMIT_S)
 
 
 def connect(data_dir: Path) -> "NamedServer | PrefectServer":
-    """Set the environment that Prefect reads on import, and start a private server where no other is named.
+    """Set the environment that Prefect reads on import, and start a private server unless PREFECT_API_URL is set.
 
-    Raises `ConfigError`, as does waiting until the server can be asked, where that will not come.
+    Raises `ConfigError` if the server cannot be started; `wait_until_ready` of the result raises it too.
     """
-    os.environ.setdefault(_CONSOLE, "CRITICAL")  # the command tells what happened
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client would report what it is used for
+    os.environ.setdefault(_CONSOLE, "CRITICAL")  # the command line reports the run itself
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # else Prefect's client sends usage data
     if url := os.environ.get("PREFECT_API_URL"):
         return NamedServer(url)
     os.environ.update(direct_to_loopback())
     server = _start_server(data_dir)
     os.environ.update(server.environment)
-    os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a row a task run, and nobody there to read it
+    os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a private server has no UI to read its log rows in
     return server
 
 
@@ -99,18 +99,18 @@ def _start_server(data_dir: Path) -> "PrefectServer":
 
 
 def check_answers(api_url: str) -> None:
-    """Check that somebody answers at `PREFECT_API_URL`; what is said there is for Prefect to judge."""
+    """Check that a server answers at `PREFECT_API_URL`, whatever it answers. Raises `ConfigError`."""
     try:
         urllib.request.urlopen(f"{api_url}/health", timeout=ANSWER_LIMIT_S).close()  # noqa: S310
     except HTTPError:
         return
-    except (ValueError, HTTPException):  # which quote what they took for the port, or what answered
+    except (ValueError, HTTPException):  # their messages may quote secrets of the URL, or the reply
         raise ConfigError(
             f"PREFECT_API_URL = {redact(api_url)}: that is no address of a Prefect server; write http://HOST:PORT/api"
         ) from None
     except OSError as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            return  # Prefect has settings of its own for certificates
+            return  # certificates are checked by Prefect, by its own settings
         why = getattr(error, "reason", error)
         raise ConfigError(
             f"PREFECT_API_URL = {redact(api_url)}: no server answers there ({why}); start it with "
@@ -119,15 +119,15 @@ def check_answers(api_url: str) -> None:
 
 
 class PrefectServer:
-    """A Prefect server in a process of its own; it starts at once, and ends with this process however that ends.
+    """A Prefect server in a process of its own; it starts at once, and ends with this process in any case.
 
-    Only who has its authentication string may ask it; `environment` gives that to Prefect's clients.
+    Clients need its authentication string; `environment` passes it to Prefect's.
     """
 
     def __init__(
         self, home: Path, port: int = 0, settings: Mapping[str, str] = PRIVATE, host: str = "127.0.0.1"
     ) -> None:
-        """Start it on a port, any free one by default. Raises `OSError` where that cannot be."""
+        """Start the server on a port, any free one by default. Raises `OSError` if that fails."""
         make_private_folder(home)
         home.chmod(PRIVATE_FOLDER)
         self.auth_string = read_auth_string(home)
@@ -144,12 +144,12 @@ class PrefectServer:
             arguments = (str(listener.fileno()), str(self._home), self._host)
             self.process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "malt.hosting.prefect_server", *arguments],
-                stdin=subprocess.PIPE,  # its end tells the server that this process has ended
+                stdin=subprocess.PIPE,  # closed when this process ends, which stops the server
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
                 env={**os.environ, **self.environment, **self._access_settings, **self._settings, _CONSOLE: "ERROR"},
-                start_new_session=True,  # Ctrl-C is for the run, which still tells the server how it ended
+                start_new_session=True,  # keeps Ctrl-C from the server: the run still has to report its end to it
             )
 
     @property
@@ -160,14 +160,14 @@ class PrefectServer:
         }
 
     def _keep_up(self) -> None:
-        """Start it again, on its port, where it is killed and had lasted."""
+        """Restart a killed server on its port, unless it was killed too often."""
         restarts = Restarts()
         while self.process.wait() < 0 and restarts.grant(time.monotonic()) and self._start_again():
             pass
         self._has_ended = self._is_up
 
     def _start_again(self) -> bool:
-        with self._stopping, suppress(OSError):  # the port was taken meanwhile, or nothing more can be started here
+        with self._stopping, suppress(OSError):  # the port was taken meanwhile, or no process can be started
             if self._is_up:
                 self._close_stdin()
                 self._start(self.port)
@@ -175,33 +175,33 @@ class PrefectServer:
         return False
 
     def _close_stdin(self) -> None:
-        """Tell the server that this process has ended."""
+        """Close the server's standard input, which stops it."""
         if self.process.stdin is not None:
             self.process.stdin.close()
 
     def has_ended(self) -> bool:
-        """Whether it has ended by itself, or was killed too often to be started again."""
+        """Whether the server has ended by itself, or was killed too often to be restarted."""
         return self._has_ended
 
     @property
     def when_lost(self) -> str:
-        """What to do where it went away during a run, for good."""
-        return f"run again ({self.log} has what it said last)"
+        """Advice if the server was lost for good during a run."""
+        return f"run again ({self.log} has the server's last messages)"
 
     @property
     def api_url(self) -> str:
-        """Where clients on this machine ask it."""
+        """URL of the API for clients on this machine."""
         host = "127.0.0.1" if self._host in (*WILDCARDS, "localhost") else self._host
         return f"http://{host}:{self.port}/api"
 
     @property
     def client_settings(self) -> dict[str, str]:
-        """What lets a Prefect client ask it."""
+        """Environment variables with which a Prefect client can reach this server."""
         return {"PREFECT_API_URL": self.api_url, AUTH_STRING: self.auth_string}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes Prefect use it, whatever its user has set up for other servers."""
+        """Environment variables that make Prefect use this server, and ignore the user's own profiles."""
         return {
             **self.client_settings,
             "PREFECT_HOME": str(self._home),
@@ -211,21 +211,21 @@ class PrefectServer:
         }
 
     def wait_until_ready(self) -> None:
-        """Wait for the first answer: the socket is open already, so the question waits there. Raises `ConfigError`."""
+        """Wait for the first answer; the socket is open already and queues the request. Raises `ConfigError`."""
         try:
             urllib.request.urlopen(f"{self.api_url}/health", timeout=_START_LIMIT_S).close()  # noqa: S310
             self._is_up = True
             threading.Thread(target=self._keep_up, name="prefect-server", daemon=True).start()
         except OSError as error:
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)  # its last words come as it ends
+                self.process.wait(1)  # its last log lines are written as it ends
             raise ConfigError(
                 f"the private Prefect server did not start: {last_line(self.log, self.log_start) or error} "
-                f"(see {self.log}); mend that, or set PREFECT_API_URL to a server of your own"
+                f"(see {self.log}); fix that, or set PREFECT_API_URL to a server of your own"
             ) from error
 
     def stop(self, within_s: float = _STOP_LIMIT_S) -> None:
-        """End the server, once it has written its records; one that is not up yet has none."""
+        """Stop the server after it has written its records; kill it at once if it is not up yet and has none."""
         atexit.unregister(self.stop)
         with self._stopping:
             was_up, self._is_up = self._is_up, False
@@ -242,7 +242,7 @@ def _open_log(path: Path) -> BinaryIO:
 
 
 def last_line(log: Path, start: int) -> str:
-    """Return the line of a process's log, from `start` on, that says most about its end."""
+    """Return the last error line of a log from offset `start` on, else the last line."""
     with log.open(errors="replace") as text:
         text.seek(start)
         lines = [line.strip()[:300] for line in text if line.strip()]
@@ -250,14 +250,14 @@ def last_line(log: Path, start: int) -> str:
 
 
 def direct_to_loopback() -> dict[str, str]:
-    """Return what keeps calls to this machine out of a proxy that is meant for the others."""
+    """Return environment variables that exempt this machine from the HTTP proxy."""
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     direct = listed if listed == "*" else ",".join(filter(None, (listed, "127.0.0.1")))
     return {"no_proxy": direct, "NO_PROXY": direct}
 
 
 def main() -> None:
-    """Start a server once and end it: those to come find a database that is made (prefect_server.py)."""
+    """Start a server once and stop it, so that prefect_server.py caches an empty database for later servers."""
     with tempfile.TemporaryDirectory() as home:
         server = PrefectServer(Path(home))
         server.wait_until_ready()

@@ -1,13 +1,15 @@
 """`malt serve`: the trio as one OpenAI-compatible model on loopback. Its answer is the refiner's.
 
-It answers through the store: a question that was evaluated, or asked before, gets the same chains again for nothing.
-What a request says of sampling is the config's matter, and is not heeded; `n` chains are asked for at once.
+Answers go through the store: a question that was evaluated or asked before gets the same chains again at no cost.
+Sampling parameters of a request are ignored, since the config sets them; `n` is the number of chains.
 """
 
 import asyncio
 import hmac
 import json
+import os
 import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -46,7 +48,7 @@ from malt.trees.tree import Address, Node, Tree
 _MOST_CHAINS = 64
 _WORDS_A_CHUNK = 8
 _MOST_BYTES = 4 * MIB
-"""Of a request."""
+"""Largest body of a request."""
 
 
 class _Turn(BaseModel):
@@ -59,7 +61,7 @@ class _Turn(BaseModel):
 
 
 class _Asked(BaseModel):
-    """What is read of a chat-completion request."""
+    """Fields of a chat-completion request that are used."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -76,12 +78,12 @@ class _Asked(BaseModel):
 
 @dataclass
 class Trio:
-    """Who answers, and through which session."""
+    """System that answers, its prompts, and its session."""
 
     lineup: Lineup
     prompts: PromptSet
     known: Mapping[str, Question]
-    """The questions that the config names, by their texts with and without choices: stored answers are found again."""
+    """Questions of the config by their texts, with and without choices, so that their stored answers are found."""
     settings: Settings
     run: str
     session: Session
@@ -91,17 +93,17 @@ class Trio:
         return f"malt/{self.lineup.system}"
 
     async def answer(self, text: str, chains: int) -> Tree:
-        """Let the trio answer a question, in so many chains."""
+        """Answer a question with so many independent chains."""
         spec = self.lineup.spec.model_copy(update={"roles": with_samples(self.lineup.spec.roles, chains)})
         unknown = Question(question_id=content_id(text, ""), question=text, ground_truth="")
         asked = self.known.get(text, unknown)
         if isinstance(self.session.stopped, EndpointDown | AccountEmpty):
-            await self._ask_again()
+            await self._renew_session()
         complete = mute_absent(self.lineup, make_completer(self.session, [asked.question_id], run=self.run))
         return await self.session.call(grow_tree(asked, TreeInputs(spec, self.prompts, complete)))
 
-    async def _ask_again(self) -> None:
-        """Go on in a new session, which has spent what the old one had: the endpoint may be back by now."""
+    async def _renew_session(self) -> None:
+        """Continue in a new session with the old one's budget: the endpoint may be back by now."""
         stopped, run = self.run, new_run_name()
         session = open_session(self.settings, self.lineup.spec.limits, run)
         session.budget = self.session.budget
@@ -110,7 +112,7 @@ class Trio:
 
 
 def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
-    """Return who answers: a system of `[evaluate]`, by default its first, or the roles. Raises `ConfigError`."""
+    """Open a system of `[evaluate]`, by default its first; without systems, the roles. Raises `ConfigError`."""
     evaluated = spec.model_copy(update={"evaluate": spec.evaluate or EvaluateSpec()})
     chains = [each for each in list_lineups(evaluated) if each.kind == "chain"]
     chosen = next((each for each in chains if system in (None, each.system)), None)
@@ -124,9 +126,9 @@ def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
 
 
 def _read_known(spec: RunSpec) -> dict[str, Question]:
-    """Return the questions that the config evaluates on by their texts; one that two have without choices is none's."""
-    evaluate = spec.evaluate
-    known = [] if evaluate is None or evaluate.questions is None else read_questions(evaluate.questions)
+    """Return the config's evaluation questions by their texts; a text without choices that two share is left out."""
+    held_out = spec.evaluate and spec.evaluate.questions
+    known = read_questions(held_out, "evaluate.questions") if held_out else []
     shared = Counter(question.stem for question in known)
     alone = {question.stem: question for question in known if shared[question.stem] == 1}
     return alone | {question.question: question for question in known}
@@ -137,7 +139,7 @@ def new_key() -> str:
 
 
 def application(trio: Trio, key: str) -> Starlette:
-    """Return the server: `/v1/models` and `/v1/chat/completions`, for whoever has the key."""
+    """Return the web application: `/v1/models` and `/v1/chat/completions`, for clients with the key."""
 
     async def models(request: Request) -> Response:
         if not _is_allowed(request, key):
@@ -160,7 +162,7 @@ def application(trio: Trio, key: str) -> Starlette:
 
 
 async def _read_body(request: Request) -> bytes:
-    """Read a request. Raises `HTTPException` for one that is too large; of one that breaks off nothing is left."""
+    """Read a request's body; empty if the client disconnects. Raises `HTTPException` if it is too large."""
     body = bytearray()
     with suppress(ClientDisconnect):
         async for piece in request.stream():
@@ -176,7 +178,7 @@ def _is_allowed(request: Request, key: str) -> bool:
 
 
 def _refuse(status: int, message: str) -> JSONResponse:
-    """Return an error as OpenAI's clients read it."""
+    """Return an error in OpenAI's format."""
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
 
 
@@ -196,17 +198,17 @@ async def _respond(trio: Trio, asked: _Asked) -> Response:
 
 
 def _write_completion(trio: Trio, tree: Tree, chains: int) -> dict[str, Any]:
-    """Write a tree of independent chains as a chat completion; usage is all roles' together."""
-    told = [_find_chain(tree, chain, trio.lineup) for chain in range(chains)]
-    spoken = [node.completion for chain in told for node in chain]
+    """Return a tree of independent chains as a chat completion; usage counts all roles together."""
+    found = [_find_chain(tree, chain, trio.lineup) for chain in range(chains)]
+    completions = [node.completion for chain in found for node in chain]
     return {
         "id": f"chatcmpl-{uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": trio.name,
-        "choices": [_write_choice(number, chain[-1]) for number, chain in enumerate(told)],
-        "usage": _add_usage(spoken),
-        "malt": {"question_id": tree.question.question_id, "chains": [_write_metadata(chain) for chain in told]},
+        "choices": [_write_choice(number, chain[-1]) for number, chain in enumerate(found)],
+        "usage": _add_usage(completions),
+        "malt": {"question_id": tree.question.question_id, "chains": [_write_metadata(chain) for chain in found]},
     }
 
 
@@ -228,7 +230,7 @@ def _write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
 
 
 def _add_usage(completions: Sequence[Completion]) -> dict[str, int]:
-    """Add up what all roles took; what a provider did not count is left out."""
+    """Add up the tokens of all roles; completions whose tokens the provider did not report count as 0."""
     prompt = sum(completion.prompt_tokens or 0 for completion in completions)
     completion = sum(each.completion_tokens or 0 for each in completions)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
@@ -253,10 +255,19 @@ def _write_event(value: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-def serve(trio: Trio, key: str, port: int) -> None:
-    """Serve on loopback until a signal comes."""
+def claim_port(port: int) -> socket.socket:
+    """Listen on loopback. Raises `ConfigError` where that is refused: another process has the port, mostly."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ConfigError(f"--port {port}: cannot listen on 127.0.0.1 ({reason}); give another port") from error
+
+
+def serve(trio: Trio, key: str, claimed: socket.socket) -> None:
+    """Serve on a claimed port until the process gets a signal to stop."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(application(trio, key), host="127.0.0.1", port=port, log_level="warning"))
-    with on_signal(lambda: setattr(server, "should_exit", True)):
-        server.run()
+    server = uvicorn.Server(uvicorn.Config(application(trio, key), log_level="warning"))
+    with on_signal(lambda: setattr(server, "should_exit", True)), claimed:
+        server.run(sockets=[claimed])

@@ -1,8 +1,8 @@
-"""Transactions of a Prefect server on SQLite: they take turns, each with the write lock from its beginning.
+"""Serialised transactions for a Prefect server on SQLite: each takes the write lock when it begins.
 
-Prefect's own begin as readers. One that reads first and then writes fails at once where another has written meanwhile
-("database is locked"), and what it was to write is lost: an automation's event, say, or a new flow run (503). And who
-waits for SQLite's lock looks for it now and then, up to a minute, while others that came later get it.
+Prefect's own transactions begin as readers. If another one writes meanwhile, a write fails at once with "database is
+locked" and is lost: an automation's event, say, or a new flow run (503). And SQLite's lock is not fair: a waiter polls
+for up to a minute while later ones get it.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from prefect.server.database.dependencies import MODELS_DEPENDENCIES
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 _IS_WRITING: ContextVar[bool] = ContextVar("is_writing", default=False)
-"""Whether a transaction is going on already, which another one inside it must not wait for."""
+"""Whether this task is in a transaction already: a nested one must not wait for it."""
 
 
 class TakingTurns(AioSqliteConfiguration):
-    """A database whose transactions wait for each other instead of failing in the middle."""
+    """Database configuration whose transactions wait for each other instead of failing midway."""
 
     def __init__(self, connection_url: str) -> None:
         super().__init__(connection_url)
@@ -31,7 +31,7 @@ class TakingTurns(AioSqliteConfiguration):
         session: AsyncSession,
         with_for_update: bool = False,  # noqa: ARG002 - Prefect's signature
     ) -> AsyncIterator[AsyncSessionTransaction]:
-        """Begin at once: SQLAlchemy would wait for the first statement, and what is read inside would begin alike."""
+        """Begin with the write lock at once: SQLAlchemy would begin only with the first statement."""
         is_inside = _IS_WRITING.get()
         async with nullcontext() if is_inside else self._turns, session.begin() as transaction:
             mode = SQLITE_BEGIN_MODE.set("DEFERRED" if is_inside else "IMMEDIATE")
@@ -47,5 +47,5 @@ class TakingTurns(AioSqliteConfiguration):
 
 
 def take_turns(connection_url: str) -> None:
-    """Let the server of this process use such transactions."""
+    """Make the Prefect server of this process use such transactions."""
     MODELS_DEPENDENCIES["database_config"] = TakingTurns(connection_url)

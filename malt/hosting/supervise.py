@@ -1,8 +1,8 @@
-"""Run a command for as long as the process that started it lives: `start`, and `end` before that.
+"""Supervised commands that end with the process that started them: `start`, and `end` to stop one earlier.
 
-It runs below a process of its own, `python -m malt.hosting.supervise COMMAND…`, whose parent holds the other end of
-standard input, and loses it however it ends. What the command started itself, in sessions of their own too, ends with
-it; where the command alone is killed, it is started again.
+A supervisor, `python -m malt.hosting.supervise COMMAND…`, runs the command. It ends when its standard input is closed,
+whose write end the parent process holds. All descendants of the command, even in sessions of their own, end with it; a
+command that is killed is restarted.
 """
 
 import ctypes
@@ -20,15 +20,15 @@ import psutil
 from malt.processes import Restarts, wait_for_parent
 
 STOP_LIMIT_S = 7.5
-"""Seconds the command and its children may take to end."""
+"""Seconds that the command and its descendants may take to end."""
 _LOOK_EVERY_S = 0.1
 _parent_has_ended = threading.Event()
 _SUBREAPER = 36
-"""Linux's number for: orphans below this process become its children."""
+"""Linux's PR_SET_CHILD_SUBREAPER: orphaned descendants become children of this process."""
 
 
 def start(command: Sequence[str], log: Path, folder: Path | None = None, **variables: str) -> "subprocess.Popen[bytes]":
-    """Start a command that ends with this process; what it prints goes to a log that is its user's alone."""
+    """Start a command that ends with this process; its output goes to a log that only its user can read."""
     with log.open("ab") as printed:
         log.chmod(0o600)
         return subprocess.Popen(  # noqa: S603 - our caller's command
@@ -38,12 +38,12 @@ def start(command: Sequence[str], log: Path, folder: Path | None = None, **varia
             stderr=printed,
             cwd=folder,
             env={**os.environ, **variables},
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others in order
+            start_new_session=True,  # keeps Ctrl-C from the command: this process ends its commands in order
         )
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a command that `start` started, and what it started; who takes too long is killed."""
+    """End a command that `start` started, with its descendants; kill them if they take too long."""
     if process.stdin is not None:
         process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
@@ -52,11 +52,11 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-# The process between.
+# The supervisor process.
 
 
 def main() -> None:
-    """Run the command until it ends by itself or standard input does; then end all that is left below this process."""
+    """Run the command until it ends or standard input is closed; then end all remaining descendants."""
     with suppress(AttributeError):
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -83,20 +83,20 @@ def _wait(pid: int) -> int:
 def _end_with_parent() -> None:
     wait_for_parent()
     _parent_has_ended.set()
-    while True:  # until this process ends: something may just be starting
+    while True:  # until this process ends: a new child may be starting
         _end_children()
         time.sleep(_LOOK_EVERY_S)
 
 
 def _end_children() -> None:
-    """Terminate what runs below this process and what that still starts; kill what takes too long."""
-    deadline, told = time.monotonic() + STOP_LIMIT_S, set[psutil.Process]()
+    """Terminate all descendants, also those that start meanwhile; kill those that take too long."""
+    deadline, terminated = time.monotonic() + STOP_LIMIT_S, set[psutil.Process]()
     while running := {child for child in psutil.Process().children(recursive=True) if _is_running(child)}:
         is_late = time.monotonic() > deadline
-        for child in running if is_late else running - told:
+        for child in running if is_late else running - terminated:
             with suppress(psutil.NoSuchProcess):
                 child.kill() if is_late else child.terminate()
-        told |= running
+        terminated |= running
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -1,4 +1,4 @@
-"""`malt up`: a Prefect server, what prefect.yaml deploys, and a worker; what it started ends with this process."""
+"""`malt up`: a Prefect server, the deployments of prefect.yaml, and a worker, which all end with this process."""
 
 import json
 import os
@@ -44,14 +44,14 @@ SHARED = {
 }
 """Settings of a server with a UI."""
 _WORKER_NAME = f"malt up on {socket.gethostname()}"
-"""Of this machine's worker, which Prefect labels its runs with."""
+"""Name of this machine's worker; Prefect labels its runs with it."""
 _WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
-"""How often it asks for work; Prefect's own 10 seconds are for servers with many workers."""
+"""Seconds between the worker's polls for work; Prefect's default of 10 is for servers with many workers."""
 _UNDER_WAY = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}, "limit": 200}
 _CRASHED = {"type": "CRASHED", "message": "`malt up` and its worker were killed, and this run with them."}
 _NICENESS = 7
-"""Of a worker and its runs: they give way to the server, whose pages somebody waits for. With 5, it takes up to 6 s to
-answer beside three large runs on two cores; with 10, Linux gives a run a tenth of what others get, and not a fifth."""
+"""Niceness of the worker and its runs, so that the server's pages stay responsive. With 5, the server takes up to 6 s
+to answer beside three large runs on two cores; with 10, a run gets a tenth of other processes' share, not a fifth."""
 _SERVER_STOP_LIMIT_S = 1.5
 _LOOK_EVERY_S = 0.5
 
@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 
 
 class _Child(NamedTuple):
-    """A process that has to last as long as the service."""
+    """A process that the service needs for as long as it runs."""
 
     name: str
     has_ended: Callable[[], bool]
@@ -67,22 +67,22 @@ class _Child(NamedTuple):
     log_start: int
 
     def check(self) -> None:
-        """Raise `ConfigError` where it has ended."""
+        """Raise `ConfigError` if the process has ended."""
         if self.has_ended():
-            said = last_line(self.log, self.log_start) or "it said nothing"
-            raise ConfigError(f"the {self.name} has ended: {said} (see {self.log}); mend that, and start again")
+            reason = last_line(self.log, self.log_start) or "its log is empty"
+            raise ConfigError(f"the {self.name} has ended: {reason} (see {self.log}); fix that, and start again")
 
 
 def up(
     project: Path, data_dir: Path, say: Say, *, host: str, port: int, redeploy: bool = False, postgres: bool = False
 ) -> None:
-    """Serve until a signal comes, with the flows of `project`; `say` is told the address of the UI.
+    """Serve the flows of `project` until a signal to stop; print the address of the UI with `say`.
 
-    `redeploy` brings all deployments back to prefect.yaml; `postgres` keeps the server's records in PostgreSQL.
-    Raises `ConfigError` where something does not start or last.
+    `redeploy` resets all deployments to prefect.yaml; `postgres` keeps the server's records in PostgreSQL.
+    Raises `ConfigError` if the server or the worker does not start, or ends by itself.
     """
     home = data_dir.resolve() / "prefect"
-    os.environ["MALT_DATA_DIR"] = str(data_dir.resolve())  # a worker's flows run elsewhere
+    os.environ["MALT_DATA_DIR"] = str(data_dir.resolve())  # absolute: a worker's flows run in another folder
     stopping = threading.Event()
     with on_signal(stopping.set), ExitStack() as started:
         server = None if _is_server_named() else _start_server(home, host, port, started, postgres=postgres)
@@ -96,14 +96,14 @@ def up(
         for line in _greeting(api_url, home, host, server, deployed):
             say(line)
         for run in lost:
-            say(f"{run}: was under way when `malt up` was killed; marked as crashed, Retry asks for what is missing")
+            say(f"{run}: was running when `malt up` was killed; marked as crashed, Retry asks for what is missing")
         while not stopping.wait(_LOOK_EVERY_S):
             for child in children:
                 child.check()
 
 
 def _is_server_named() -> bool:
-    """Whether PREFECT_API_URL names a server. Raises `ConfigError` where that does not answer."""
+    """Whether PREFECT_API_URL names a server. Raises `ConfigError` if that does not answer."""
     url = os.environ.get("PREFECT_API_URL")
     if url:
         check_answers(url)
@@ -112,19 +112,19 @@ def _is_server_named() -> bool:
 
 
 def _start_server(home: Path, host: str, port: int, started: ExitStack, *, postgres: bool) -> PrefectServer:
-    """Start a server of our own, and let this process's Prefect commands use it."""
+    """Start our own server, and set the environment so that this process's Prefect commands use it."""
     os.environ.update(direct_to_loopback())
     settings = {**SHARED, "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui")}
     if postgres:
         settings[DATABASE_URL] = _find_postgres(home, started)
-    if host in WILDCARDS:  # browsers elsewhere ask it by name
+    if host in WILDCARDS:  # browsers on other machines use the host name
         settings["PREFECT_SERVER_UI_API_URL"] = f"{own_origins(host, port)[0]}/api"
     try:
         server = PrefectServer(home, port, settings, host)
     except OSError as error:
         raise ConfigError(
-            f"a server on port {port} of {host}, with its records in {home}: {error}; choose another with --port or "
-            "MALT_DATA_DIR, or set PREFECT_API_URL to the server that is there"
+            f"the server cannot start on port {port} of {host} with records in {home}: {error}; choose others with "
+            "--port or MALT_DATA_DIR, or set PREFECT_API_URL to a server that is running"
         ) from error
     started.callback(server.stop, _SERVER_STOP_LIMIT_S)
     server.wait_until_ready()
@@ -133,7 +133,7 @@ def _start_server(home: Path, host: str, port: int, started: ExitStack, *, postg
 
 
 def _find_postgres(home: Path, started: ExitStack) -> str:
-    """Return the URL of the database that the environment names, or of a server that is started here."""
+    """Return the URL of the PostgreSQL database that the environment names, else of a server started here."""
     named = os.environ.get(DATABASE_URL, "")
     if named.startswith("postgresql"):
         return named
@@ -150,8 +150,8 @@ def _greeting(api_url: str, home: Path, host: str, server: PrefectServer | None,
         export += f' {AUTH_STRING}="$(cat {home / "auth"})"'
     if server is not None and host not in LOOPBACK:
         yield (
-            f"warning: it listens on {host}: whoever is on that network and has the string above runs code as you, and "
-            "nothing is encrypted; leave --host out, and reach it through a tunnel (ssh -L)"
+            f"warning: the server listens on {host}: anyone on that network with the string above can run code as you, "
+            "and nothing is encrypted; leave --host out, and use a tunnel (ssh -L)"
         )
     yield f"to see runs of `malt run` there: {export}"
     yield from deployed.lines()
@@ -159,13 +159,13 @@ def _greeting(api_url: str, home: Path, host: str, server: PrefectServer | None,
 
 
 def _make_pool(api_url: str) -> None:
-    status, said = post_json(f"{api_url}/work_pools/", {"name": _POOL, "type": "process"}, ANSWER_LIMIT_S)
-    if status not in (201, 409):  # 409: it is there
-        raise ConfigError(f"{api_url}: the work pool {_POOL!r} cannot be made there: {status} {said}")
+    status, reply = post_json(f"{api_url}/work_pools/", {"name": _POOL, "type": "process"}, ANSWER_LIMIT_S)
+    if status not in (201, 409):  # 409: it exists
+        raise ConfigError(f"{api_url}: the work pool {_POOL!r} cannot be created there: {status} {reply}")
 
 
 def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
-    """Start a worker that runs what is asked of the pool."""
+    """Start a worker for the runs of the work pool."""
     make_private_folder(home)
     log = home / "worker.log"
     log_start = log.stat().st_size if log.exists() else 0
@@ -178,31 +178,32 @@ def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
 
 
 class Deployed(NamedTuple):
-    """What `deploy` did."""
+    """Result of `deploy`."""
 
-    anew: tuple[str, ...]
+    updated: tuple[str, ...]
+    """Names of the deployments that were created or replaced."""
     kept: tuple[str, ...]
-    """Not touched: what was set in the UI stays."""
+    """Names of the deployments that were left alone, with their settings from the UI."""
 
     def lines(self) -> Iterable[str]:
-        if self.anew:
-            yield f"deployed: {', '.join(self.anew)}"
+        if self.updated:
+            yield f"deployed: {', '.join(self.updated)}"
         if self.kept:
             yield f"deployed before, and left as set in the UI: {', '.join(self.kept)} (--redeploy resets them)"
 
 
 def deploy(project: Path, api_url: str, *, redeploy: bool = False) -> Deployed:
-    """Deploy what prefect.yaml names and the server lacks, or has from another text of it.
+    """Deploy the deployments of prefect.yaml that the server lacks, or has in another version.
 
-    The digest of that text is the deployment's version.
+    A deployment's version holds the digest of its text in prefect.yaml.
     """
     declared = _read_project(project / "prefect.yaml")
     wanted = {each["name"]: {**each, "version": _version_of(each)} for each in declared["deployments"]}
     there = {} if redeploy else _deployed_versions(api_url)
-    anew = [each for name, each in wanted.items() if there.get(name) != each["version"]]
-    if anew:
-        _prefect_deploy(project, {**declared, "deployments": anew})
-    names = tuple(each["name"] for each in anew)
+    changed = [each for name, each in wanted.items() if there.get(name) != each["version"]]
+    if changed:
+        _prefect_deploy(project, {**declared, "deployments": changed})
+    names = tuple(each["name"] for each in changed)
     return Deployed(names, tuple(name for name in wanted if name not in names))
 
 
@@ -214,7 +215,7 @@ def _read_project(path: Path) -> dict[str, Any]:
 
 
 def _version_of(deployment: Mapping[str, Any]) -> str:
-    """Return what changes with a deployment's text or with the form that is drawn from our code."""
+    """Return a version that changes with a deployment's text, or with the form that Prefect draws from our code."""
     text = json.loads(json.dumps(deployment, default=str))
     return f"malt-{version('malt-trees')}-{digest([text, RunSpec.model_json_schema()])[:12]}"
 
@@ -227,27 +228,27 @@ def _deployed_versions(api_url: str) -> dict[str, str]:
 
 
 def _prefect_deploy(project: Path, declared: Mapping[str, Any]) -> None:
-    """Run `prefect deploy` on a project file: written as JSON, which YAML includes."""
+    """Run `prefect deploy` on a project file, written as JSON since that is valid YAML."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         json.dump(declared, file, default=str)
         file.flush()
         command = _prefect("--no-prompt", "deploy", "--all", "--prefect-file", file.name)
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, start_new_session=True)  # noqa: S603
     if done.returncode:
-        said = " ".join((done.stdout + done.stderr).split())[-600:]
-        raise ConfigError(f"{project / 'prefect.yaml'} cannot be deployed: {said}")
+        output = " ".join((done.stdout + done.stderr).split())[-600:]
+        raise ConfigError(f"{project / 'prefect.yaml'} cannot be deployed: {output}")
 
 
 def _prefect(*arguments: str) -> list[str]:
-    """Return one of Prefect's own commands, run by this Python."""
+    """Return the command line of one of Prefect's commands, run by this Python."""
     return [sys.executable, "-m", "prefect", *arguments]
 
 
-# Runs under way when `malt up` was killed: the next one marks them as crashed, so that Retry goes on with them.
+# Runs that were running when `malt up` was killed: the next `malt up` marks them as crashed, so that Retry works.
 
 
 def _mark_lost_runs(api_url: str) -> list[str]:
-    """Mark as crashed the runs of this machine's worker whose process is gone; return their names."""
+    """Mark runs of this machine's worker whose process no longer exists as crashed; return their names."""
     status, found = post_json(f"{api_url}/flow_runs/filter", _UNDER_WAY, ANSWER_LIMIT_S)
     if status != 200:
         raise ConfigError(f"{api_url}: its runs cannot be read: {status} {found}")
@@ -259,7 +260,7 @@ def _mark_lost_runs(api_url: str) -> list[str]:
 
 
 def _is_alive(run: Mapping[str, Any]) -> bool:
-    """Whether a run's process is there: one of its number that began later is another one."""
+    """Whether a run's process is alive; a process that started after the run merely reuses the id."""
     with suppress(psutil.NoSuchProcess, ValueError):
         created = psutil.Process(int(run["infrastructure_pid"])).create_time()
         began = run["start_time"] or run["state"]["timestamp"]

@@ -1,1 +1,1 @@
-"""Improvement: rounds of growing, training and evaluating. What it has come to is read from the versions on disk."""
+"""Improvement: rounds of growing, training and evaluating. Its only state is the versions on disk."""

@@ -1,7 +1,7 @@
-"""Going round: grow, train, evaluate, keep what is better; and what that would cost at most.
+"""Improvement rounds: grow, train, evaluate, keep what is better; and a quote of what they cost at most.
 
-How a step is carried out is an argument. Every step looks first for the version that it would make; so the same call
-goes on where another one was killed, and pays and trains nothing twice.
+How a step runs is an argument (`Steps`). Each step first looks for the version that it would make, so a repeated call
+resumes one that was killed, and neither pays nor trains twice.
 """
 
 import asyncio
@@ -51,11 +51,11 @@ from malt.training.process import Tell, check_installed
 from malt.training.run import TrainSummary, find_trained, prepare, train
 
 log = logging.getLogger(__name__)
-log.setLevel(logging.INFO)  # each step takes minutes: whoever listens is told of it
+log.setLevel(logging.INFO)  # a step takes minutes, so its progress is logged
 
 
 class Steps(Protocol):
-    """How the steps of a round are carried out: in this process, or as flows."""
+    """The steps of a round, run in this process or as flows."""
 
     async def grow(self, spec: RunSpec) -> RunSummary: ...
 
@@ -65,7 +65,7 @@ class Steps(Protocol):
 
 
 class Here:
-    """Carries out steps in this process, without Prefect."""
+    """Runs steps in this process, without Prefect."""
 
     def __init__(self, settings: Settings, tell: Tell = lambda _: None) -> None:
         self._settings = settings
@@ -83,10 +83,10 @@ class Here:
 
 
 def improve(spec: RunSpec | str | Path, overrides: Sequence[str] = (), *, tell: Tell = lambda _: None) -> Improvement:
-    """Go round as `[improve]` of a config says, and return what came of it.
+    """Run the rounds that a config declares under `[improve]`, and return their result.
 
-    Takes a `RunSpec`, or the path of a config and overrides such as `improve.rounds=3`. What versions on disk have is
-    neither asked nor trained again. Raises what a run, a training and an evaluation raise.
+    Takes a `RunSpec`, or the path of a config and overrides such as `improve.rounds=3`. Steps whose version is on disk
+    are not repeated. Raises what a run, a training and an evaluation raise.
     """
     declared = spec if isinstance(spec, RunSpec) else load_spec(Path(spec), overrides)
     settings = Settings()
@@ -94,23 +94,24 @@ def improve(spec: RunSpec | str | Path, overrides: Sequence[str] = (), *, tell: 
 
 
 async def improve_alone(spec: RunSpec, settings: Settings, steps: Steps) -> Improvement:
-    """Go round once no other improvement of this name is under way."""
+    """Run the rounds, under a lock that one improvement of a name holds at a time."""
     check(spec, settings)
     async with hold_run_lock(name_lock(spec), settings, f"improvement {new_run_name()}"):
         return await go_round(spec, settings, steps)
 
 
 def name_lock(spec: RunSpec) -> str:
-    """Return the name of the lock that keeps two improvements from doing the same work."""
+    """Return the name of the lock that prevents two improvements from doing the same work."""
     return f"improve-{spec.name}"
 
 
 def check(spec: RunSpec, settings: Settings) -> None:
-    """Look at all that is declared before anything is asked. Raises `InputError`."""
+    """Check the whole config before any model is asked. Raises `InputError`."""
     if not embedded.is_embedded(spec.train.base):
         raise ConfigError(
-            f"malt improve plays what it trained in this process: [train] base = {spec.train.base!r} gives adapters "
-            "for a server of your own. Take `embedded` or embedded/<path.gguf>; or go round by hand, with malt train"
+            f"malt improve runs trained roles in the embedded server, and [train] base = {spec.train.base!r} gives "
+            "adapters for a server of your own. Set it to `embedded` or embedded/<path.gguf>; or run each round by "
+            "hand, with malt run, malt train and malt evaluate"
         )
     embedded.find_weights(spec.train.base)
     check_installed()
@@ -122,31 +123,31 @@ def check(spec: RunSpec, settings: Settings) -> None:
 
 
 async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improvement:
-    """Go round until all rounds are done, or one kept nothing and is to be the last."""
-    started, course = time.monotonic(), _Course(spec, settings, steps)
+    """Run all rounds; with `on_no_gain = "stop"` end after the first one that keeps nothing."""
+    started, runner = time.monotonic(), _RoundRunner(spec, settings, steps)
     done = Improvement(name=spec.name, rounds=(), best=None)
     for number in range(1, spec.improve.rounds + 1):
-        latest = await course.take_round(number, done)
+        latest = await runner.run_round(number, done)
         kept = {"best": latest.models} if latest.judgement.is_kept else {}
         done = done.model_copy(update={"rounds": (*done.rounds, latest), **kept})
-        log.info(_tell_round(latest))
+        log.info(_describe_round(latest))
         write_report(done, settings)
         if not latest.judgement.is_kept and spec.improve.on_no_gain == "stop":
             done = done.model_copy(update={"stopped": f"round {number} kept nothing, so it was the last"})
             break
-    done = done.model_copy(update=await course.close(done))
-    counted = {"used": course.account.used, "wall_s": round(time.monotonic() - started, 1)}
+    done = done.model_copy(update=await runner.close(done))
+    counted = {"used": runner.account.used, "wall_s": round(time.monotonic() - started, 1)}
     return done.model_copy(update={**counted, "report": str(write_report(done, settings))})
 
 
-def _tell_round(latest: Round) -> str:
+def _describe_round(latest: Round) -> str:
     gained = f"{latest.judgement.points} points" if latest.judgement.points else "cannot be compared"
     kept = "kept" if latest.judgement.is_kept else "not kept"
     return f"round {latest.number}: {latest.models}: {gained}; {kept}"
 
 
-class _Course:
-    """Takes one round after the other; each step makes a version, or finds it made."""
+class _RoundRunner:
+    """Runs rounds and the closing evaluations; each step returns the version on disk, or makes it."""
 
     def __init__(self, spec: RunSpec, settings: Settings, steps: Steps) -> None:
         self.spec = spec
@@ -154,8 +155,8 @@ class _Course:
         self.steps = steps
         self.account = Account()
 
-    async def take_round(self, number: int, before: Improvement) -> Round:
-        """Grow with the best roles so far, train on it, and compare."""
+    async def run_round(self, number: int, before: Improvement) -> Round:
+        """Grow trees with the best roles so far, train on them, and compare."""
         in_vain = _count_in_vain(before.rounds)
         log.info(f"round {number}: growing, played by {before.best or 'the roles of the config'}")
         dataset = await self.grow(growing_spec(self.spec, number, before.best, in_vain))
@@ -169,17 +170,17 @@ class _Course:
                      evaluation=version.reference, judgement=judgement)  # fmt: skip
 
     async def close(self, done: Improvement) -> dict[str, object]:
-        """Evaluate at the end what is declared for it; return the versions."""
+        """Run the closing evaluations that the config declares; return their references."""
         models, improve = done.shown, self.spec.improve
         if models is None:
             return {}
         closing, trained = None, SystemSpec(models=models)
         if improve.closing:
-            log.info(f"closing: {models} beside the untrained roles, and with each role untrained")
+            log.info(f"closing: comparing {models} with the untrained roles, and with each role untrained")
             closing = (await self.evaluate(closing_spec(self.spec, trained, list_players(models)))).reference
         beside = {}
         for name, source in improve.beside.items():
-            log.info(f"closing: {models} on {name}")
+            log.info(f"closing: evaluating {models} on {name}")
             beside[name] = (await self.evaluate(beside_spec(self.spec, name, source, trained))).reference
         return {"closing": closing, "beside": beside}
 
@@ -225,26 +226,26 @@ def _count_in_vain(rounds: Sequence[Round]) -> int:
     return len(rounds) - max(kept, default=0)
 
 
-# Its quote, counted against the store: nobody is asked, and nothing is trained.
+# The quote of an improvement, beyond what the store has: no model is asked, and nothing is trained.
 
 _YET_TO_TRAIN = PlayerSpec(seed=4711)
-"""Stands for a model that does not exist yet: like it, it has said nothing."""
+"""Stand-in for a model that does not exist yet: the store has none of its answers."""
 
 
 class ImprovementPlan(Quote):
-    """The quote of all rounds."""
+    """Quote of all rounds."""
 
     rounds: int
     first: dict[str, Quote]
-    """What the first round asks: its trees may be stored."""
+    """Quotes of the first round's steps; the store may have its trees."""
     later: dict[str, Quote]
-    """What each later round asks, at most: its trees are grown by models that do not exist yet."""
+    """Quotes, at most, of each later round's steps: models that do not exist yet grow its trees."""
     end: dict[str, Quote]
-    """What the comparisons at the end ask."""
+    """Quotes of the closing comparisons."""
 
 
 def plan_improvement(spec: RunSpec, settings: Settings, store: Store) -> ImprovementPlan:
-    """Quote an improvement, without the votes that an equal number of tokens takes.
+    """Quote an improvement, without the extra votes of the equal-tokens comparison.
 
     Raises what reading the config's questions raises.
     """

@@ -1,4 +1,4 @@
-"""The report of an improvement: its figures, read from its evaluations; one HTML file that loads and runs nothing."""
+"""Report of an improvement: its figures, read from its evaluations, as one HTML file that loads and runs nothing."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,15 +23,15 @@ SHELF = "improvements"
 _FOLDER = Path(__file__).parent
 
 Systems = Mapping[str, Mapping[str, Cell]]
-"""Systems of an evaluation at the end, each with all that was counted of it, by name."""
+"""Accuracies of a closing evaluation, by system and by title of the measure."""
 
 
 class Line(NamedTuple):
-    """Roles of one round, and how often they are right."""
+    """Roles of one round, and their accuracies."""
 
     title: str
     models: str
-    """What plays; empty for the config's own roles."""
+    """Model version that plays; empty for the config's own roles."""
     cells: Mapping[Measure, Cell]
     truncated: float
     """Share of final texts that were cut off."""
@@ -44,13 +44,13 @@ class Line(NamedTuple):
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Its accuracies, texts cut off, gain, and what became of it."""
+        """Accuracies, share of texts cut off, gain, and whether the round was kept."""
         cells = (percent(self.cells[measure]) for measure in MEASURES)
         return (*cells, f"{100 * self.truncated:.1f} %", self.judgement.points if self.judgement else "", self.kept)
 
 
 class RoundFigures(NamedTuple):
-    """What page, Markdown and terminal show of the rounds."""
+    """Figures of the rounds, for the page, Markdown and terminal."""
 
     done: Improvement
     measure: Measure
@@ -59,7 +59,7 @@ class RoundFigures(NamedTuple):
     lines: list[Line]
     closing: Systems
     worths: Mapping[str, Compared]
-    """How much better the trained roles are than without the training of some."""
+    """Gain from training all roles, and from training each one."""
     beside: Mapping[str, Systems]
 
 
@@ -87,7 +87,7 @@ def _list_lines(done: Improvement, versions: list[EvaluationVersion]) -> Iterato
 
 
 def _read_system(version: EvaluationVersion, system: str) -> tuple[Mapping[Measure, Cell], float]:
-    """Return how often a system is right, by measure, and which share of its final texts was cut off."""
+    """Return a system's accuracies by measure, and the share of its final texts that were cut off."""
     answers = version.answers
     outcomes = answers[(answers["system"] == system) & (answers["kind"] == "chain")]["outcome"]
     cells = {measure: getattr(version.summary.systems[system], measure) for measure in MEASURES}
@@ -99,7 +99,7 @@ def _list_systems(summary: Summary) -> Systems:
 
 
 def _list_worths(summary: Summary) -> Iterator[tuple[str, Compared]]:
-    """Yield what all training gave, and that of each role: the trained roles less those without it."""
+    """Yield the gain from training all roles, and from training each: the trained roles less those without it."""
     lacking = {"all roles": UNTRAINED, **{f"the {role.value}": without(role.value) for role in PLAYERS}}
     for of, system in lacking.items():
         found = summary.differences.get(system)
@@ -109,7 +109,7 @@ def _list_worths(summary: Summary) -> Iterator[tuple[str, Compared]]:
 
 
 def write_report(done: Improvement, settings: Settings) -> Path:
-    """Write what an improvement has come to so far, and return the page; the versions are what counts."""
+    """Write the pages of an improvement so far, from its versions; return the HTML page."""
     folder = settings.data_dir / SHELF / done.name
     make_private_folder(folder)
     figures = read_figures(done)
@@ -155,8 +155,8 @@ def _write_markdown(figures: RoundFigures) -> str:
     head = f"# {done.name}: {count_noun(len(done.rounds), 'round')}"
     parts = [head, f"{done.sentence}. {asked}; {TITLES[figures.measure]} decided.", _rounds_table(figures)]
     if figures.worths:
-        told = [(of, points(worth.difference, worth.low, worth.high)) for of, worth in figures.worths.items()]
-        parts += [f"What training gave ({done.closing}), in points:", markdown_table(("training of", "gain"), told)]
+        gains = [(of, points(worth.difference, worth.low, worth.high)) for of, worth in figures.worths.items()]
+        parts += [f"Gain from training ({done.closing}), in points:", markdown_table(("training of", "gain"), gains)]
     parts += [_systems_table(figures.closing)] if figures.closing else []
     for name, systems in figures.beside.items():
         parts += [f"On {name} ({done.beside[name]}):", _systems_table(systems)]

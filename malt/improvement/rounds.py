@@ -1,4 +1,4 @@
-"""Rounds: what one grows and compares, as configs; what decides; what they came to, as `malt improve --json` says."""
+"""Rounds: the configs that they grow and compare, the decision to keep, and the results in `malt improve --json`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -23,18 +23,18 @@ from malt.text import count_noun
 from malt.training.run import TrainSummary
 
 CURRENT, CANDIDATE = "current", "candidate"
-"""The systems of a round's evaluation: who grew its trees, and what was trained on them."""
+"""Systems of a round's evaluation: the roles that grew its trees, and those trained on them."""
 
 
 class RoundDecision(Recorded):
-    """Whether a round's models play from now on, and by how much they are better."""
+    """Decision whether to keep a round's models, with the gain that it rests on."""
 
     is_kept: bool
     """Whether the trained roles play from now on."""
     difference: float | None
-    """What they have over those before them, by the measure that decides; None where no question is known of both."""
+    """Gain over the roles before, by the deciding measure; None where no question has a known score for both."""
     low: float | None
-    """Lower bound of its interval, which decides."""
+    """Lower bound of the gain's interval; the decision uses it."""
     high: float | None
     questions: int
 
@@ -47,8 +47,9 @@ class RoundDecision(Recorded):
 
 
 def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecision:
-    """Keep what was trained only where the lower bound of its gain is above the margin, and the test finds a gain: of a
-    handful of questions the bound alone says too much.
+    """Keep the candidate only where the lower bound of its gain is above the margin and the paired test is significant.
+
+    With a handful of questions the bound alone is too optimistic.
     """
     found = paired_difference(candidate, current, level=spec.level)
     if found is None:
@@ -69,16 +70,16 @@ def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDeci
     return decide(scores[CANDIDATE], scores[CURRENT], spec)
 
 
-# What is asked, as configs.
+# The configs that rounds grow and compare.
 
 UNTRAINED, TRAINED = "untrained", "trained"
-"""The systems of the evaluations at the end."""
+"""Systems of the closing evaluations."""
 
 
 def growing_spec(spec: RunSpec, number: int, best: str | None, in_vain: int) -> RunSpec:
-    """Return what a round grows: the config's trees, played by the best roles so far.
+    """Return the config of a round's trees, played by the best roles so far.
 
-    After rounds `in_vain` in a row the same roles are asked with other seeds, or they would only say the same again.
+    `in_vain`, the number of rounds since the last kept one, shifts the seeds, or the roles would repeat their answers.
     """
     roles = cast_models(best, spec)
     if in_vain:
@@ -89,21 +90,21 @@ def growing_spec(spec: RunSpec, number: int, best: str | None, in_vain: int) -> 
 
 
 def deciding_spec(spec: RunSpec, best: str | None, trained: SystemSpec) -> RunSpec:
-    """Return what a round's evaluation compares: what it trained with who grew its trees, and nothing beside."""
+    """Return the config of a round's evaluation: only the trained roles, and the roles that grew its trees."""
     systems = {CURRENT: SystemSpec(models=best), CANDIDATE: trained}
     measure = spec.improve.measure or require_evaluate(spec).measure
     return comparing_spec(spec, systems, CURRENT, measure=measure, temperature=None, equal_tokens=False)
 
 
 def closing_spec(spec: RunSpec, trained: SystemSpec, players: Mapping[str, PlayerSpec]) -> RunSpec:
-    """Return what is compared at the end: untrained, trained, and trained with each role untrained in its turn."""
+    """Return the config of the closing evaluation: untrained, trained, and trained but for each role in turn."""
     others = {role: {other: players[other] for other in players if other != role} for role in players}
     left_out = {without(role): SystemSpec(**rest) for role, rest in others.items() if rest}
     return comparing_spec(spec, {UNTRAINED: SystemSpec(), TRAINED: trained, **left_out}, TRAINED)
 
 
 def list_players(models: str) -> dict[str, PlayerSpec]:
-    """Return who plays each role that was trained."""
+    """Return a player for each role that a model version has."""
     roles = [role.value for role in PLAYERS if role in open_model(models).manifest.roles]
     return dict.fromkeys(roles, PlayerSpec(model=models))
 
@@ -113,23 +114,23 @@ def without(role: str) -> str:
 
 
 def beside_spec(spec: RunSpec, name: str, source: QuestionSource, trained: SystemSpec) -> RunSpec:
-    """Return what is compared on another question file; it is a name of its own among evaluations."""
+    """Return the config of a comparison on another question file, published under a name of its own."""
     systems = {UNTRAINED: SystemSpec(), TRAINED: trained}
     named = spec.model_copy(update={"name": f"{spec.name}-{name}"[:100]})
     return comparing_spec(named, systems, UNTRAINED, questions=source, equal_tokens=False)
 
 
 def comparing_spec(spec: RunSpec, systems: Mapping[str, SystemSpec], baseline: str, **changed: object) -> RunSpec:
-    """Return a config that compares these systems alone."""
+    """Return a config that compares only these systems."""
     fixed = {"systems": systems, "baseline": baseline, "tournament": None, "race": False}
     return spec.model_copy(update={"evaluate": require_evaluate(spec).model_copy(update={**fixed, **changed})})
 
 
-# What rounds came to, and what one call used for it.
+# Results of the rounds, and the usage of one call.
 
 
 class Round(Recorded):
-    """One round: the versions that it made, and what became of its roles."""
+    """One round: the versions that it made, and the decision about its models."""
 
     number: int
     players: str | None
@@ -141,7 +142,7 @@ class Round(Recorded):
 
 
 class Used(Recorded):
-    """What one call used; nothing where all was there."""
+    """Usage of one call; zero where all versions were on disk."""
 
     requests: int = 0
     completions: int = 0
@@ -152,29 +153,29 @@ class Used(Recorded):
     """None where a completion's cost is unknown."""
     failed_branches: int = 0
     roles_trained: int = 0
-    """Those that no model version had."""
+    """Roles that were trained because no model version had them."""
 
 
 class Improvement(Recorded):
-    """What `malt improve` came to."""
+    """Result of `malt improve`."""
 
     name: str
     rounds: tuple[Round, ...]
     best: str | None
-    """The model version that was kept last; None: nothing is better than the config's own roles."""
+    """The model version that was kept last; None where nothing was better than the config's own roles."""
     closing: str | None = None
-    """The evaluation at the end."""
+    """Reference of the closing evaluation."""
     beside: Mapping[str, str] = Field(default_factory=dict)
-    """Evaluations on further question files, by name."""
+    """References of the evaluations on further question files, by name."""
     stopped: str = ""
-    """Why there are fewer rounds than were asked for; empty where there are not."""
+    """Why the rounds stopped, where one kept nothing; else empty."""
     report: str | None = None
     used: Used = Used()
     wall_s: float = 0.0
 
     @property
     def shown(self) -> str | None:
-        """The models that the end is about: the best, or where none was kept the last that were tried."""
+        """The model version that the closing evaluations compare: the best, or where none was kept the last."""
         return self.best or (self.rounds[-1].models if self.rounds else None)
 
     @property
@@ -184,14 +185,14 @@ class Improvement(Recorded):
 
     @property
     def sentence(self) -> str:
-        """How it ended, in one line."""
+        """The result in one line."""
         kept = f"{self.best} is the best" if self.best else "nothing was better than the config's own roles"
         rounds = count_noun(len(self.rounds), "round")
         return f"{self.name}: {rounds}, {kept}{'; ' if self.stopped else ''}{self.stopped}"
 
 
 class Account:
-    """Adds up what a call uses."""
+    """Running total of a call's usage."""
 
     def __init__(self) -> None:
         self._usage, self._failed, self._trained = Usage(), 0, 0

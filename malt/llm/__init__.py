@@ -1,1 +1,1 @@
-"""Asking a model, once and for all: requests and their keys, the store, limits, and the provider."""
+"""Requests to models: their keys, the store of answers, rate limits, budgets, and the providers."""

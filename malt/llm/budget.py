@@ -1,7 +1,7 @@
-"""Usage, what a run asked for, got and paid, by role; and Budget, the caps on what it may spend.
+"""Usage, a run's requests, completions, tokens and cost by role; and Budget, the caps on tokens and cost.
 
-What may come of a request is held before it is sent, so no cap is ever passed; what may come of a tree is held before
-it is begun, so that few are left half grown.
+The worst case of a request is held before it is sent, so no cap is ever exceeded. The worst case of a tree is promised
+before it is begun, so that few trees are left half grown.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from malt.llm.request import CompletionRequest
 
 @dataclass
 class Usage:
-    """What one role asked for and got. Tokens and cost count this run's new completions, and answers in batches that
-    were billed and could not be read.
+    """Requests, completions, tokens and cost of one role. Tokens and cost count this run's new completions, and answers
+    in batches that were billed and could not be read.
     """
 
     requests: int = 0
@@ -30,10 +30,10 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
-    """None as soon as one completion's cost is unknown."""
+    """Cost in dollars; None as soon as one completion's cost is unknown."""
 
     def add(self, other: "Usage") -> None:
-        """Add up, keeping an unknown cost unknown."""
+        """Add another usage; an unknown cost stays unknown."""
         self.requests += other.requests
         self.completions += other.completions
         self.cached_completions += other.cached_completions
@@ -45,12 +45,12 @@ class Usage:
 
 @dataclass
 class Tally:
-    """Usage by role; what is counted here is counted in the tally above it too."""
+    """Usage by role; each addition also goes to the tally above."""
 
     roles: dict[Role, Usage] = field(default_factory=lambda: {role: Usage() for role in Role})
     above: "Tally | None" = None
     run: str = ""
-    """Whose usage it is."""
+    """Name of the run whose usage it is."""
 
     def add(self, role: Role, usage: Usage) -> None:
         self.roles[role].add(usage)
@@ -75,11 +75,11 @@ class Tally:
 
 
 _PICO = 10**12
-"""Money is counted in whole millionths of a millionth of a dollar, so that sums are exact."""
+"""Units in a dollar: money is counted in whole 10⁻¹² dollars, so that sums are exact."""
 
 
 class Amount(NamedTuple):
-    """A cost in dollars and tokens: actual, or at most."""
+    """A cost in dollars and tokens, either actual or a worst case."""
 
     usd: float
     tokens: int
@@ -88,7 +88,7 @@ class Amount(NamedTuple):
         return Amount(self.usd + other.usd, self.tokens + other.tokens)
 
     def unless_known(self, usd: float | None, tokens: int | None) -> "Amount":
-        """Return what was taken; what is not known of it counts as here."""
+        """Return the actual cost; an unknown part of it counts as in this worst case."""
         return Amount(self.usd if usd is None else usd, self.tokens if tokens is None else tokens)
 
 
@@ -96,7 +96,7 @@ NOTHING = Amount(0.0, 0)
 
 
 class Metered(Protocol):
-    """What budgets and limits need to know of an attempt; None is unknown."""
+    """Result of an attempt, as budgets and limiters need it; None means unknown."""
 
     @property
     def total_tokens(self) -> int | None: ...
@@ -110,7 +110,7 @@ MeteredT = TypeVar("MeteredT", bound=Metered)
 
 
 class _Cap:
-    """One cap, with what is spent and held of it, in whole units."""
+    """One cap, with the amounts spent, held and promised under it, in whole units."""
 
     def __init__(self, cap: float | None, units: int, key: str, written: str) -> None:
         self.cap = math.inf if cap is None else math.floor(cap * units)
@@ -134,7 +134,7 @@ class Budget:
         self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
         self._trees = 0
         self._reserved: dict[str, Amount] = {}
-        """Held by name, perhaps for days, beside what requests in flight hold."""
+        """Amounts held by name, perhaps for days, in addition to those of requests in flight."""
         self._settled_names: dict[str, Amount] = {}
 
     @property
@@ -144,10 +144,10 @@ class Budget:
         return Amount(dollars.spent / _PICO, tokens.spent)
 
     async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[MeteredT]]) -> MeteredT:
-        """Make an attempt once its worst case fits under the caps; waits while answers under way may yet leave room.
+        """Make an attempt once its worst case fits under the caps; wait while requests in flight may still free room.
 
-        A refusal takes nothing. What nobody can say the price of (a timeout, a cancelled request) counts in full.
-        Raises `BudgetSpent` when it can never fit.
+        A refused request costs nothing. One of unknown cost (a time-out, a cancelled request) counts at its worst case.
+        Raises `BudgetSpent` when the worst case can never fit.
         """
         held = bill = self._in_units(worst)
         await self._hold(held)
@@ -183,12 +183,12 @@ class Budget:
         return Amount(dollars / _PICO, tokens)
 
     def reserve(self, name: str, worst: Amount) -> None:
-        """Hold a promised amount by name until `settle_reserved`, room or not; said again, only the amount changes."""
+        """Hold an amount by name until `settle_reserved`, even beyond a cap; a second call replaces the amount."""
         if name not in self._settled_names:
             self._reserved[name] = worst
 
     def settle_reserved(self, name: str, taken: Amount) -> None:
-        """Replace a reservation by what it took; idempotent."""
+        """Replace a reservation by its actual cost; idempotent."""
         if name not in self._settled_names:
             self._settled_names[name] = taken
             self._reserved.pop(name, None)
@@ -200,9 +200,9 @@ class Budget:
 
     @asynccontextmanager
     async def tree(self, worst: Amount) -> AsyncIterator[None]:
-        """Grow a tree in here: it begins once it fits beside those begun before, at their worst case, or is alone.
+        """Context for growing a tree, entered once its worst case fits beside those of other trees, or as the only one.
 
-        What a tree has spent while it grows is counted twice, on the safe side.
+        What a tree in progress has spent is counted twice, on the safe side.
         """
         promise = self._in_units(worst)
         async with self._next_tree:
@@ -223,7 +223,7 @@ class Budget:
         return [sum(units) for units in zip([0, 0], *map(self._in_units, amounts), strict=True)]
 
     def _taken(self) -> list[int]:
-        """Return what is spent, held and reserved."""
+        """Return the sum of spent, held and reserved units under each cap."""
         reserved = self._add_up(self._reserved.values())
         return [account.spent + account.held + units for account, units in zip(self._accounts, reserved, strict=True)]
 
@@ -258,9 +258,9 @@ class Budget:
 
 
 def estimate_worst_case(request: CompletionRequest, samples: int, prices: tuple[float, float]) -> Amount:
-    """Return the most that `samples` of a request can take, at (prompt, completion) dollars a token.
+    """Return the most that `samples` of a request can cost, at (prompt, completion) dollars a token.
 
-    No tokenizer makes more tokens of a text than it has bytes; each message and the template around it add a few.
+    A text has at most as many tokens as bytes; each message and the chat template add a few.
     """
     prompt = 64 + sum(len(message.content.encode()) + 16 for message in request.messages)
     completions = samples * (request.model.max_tokens or 0)

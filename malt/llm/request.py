@@ -1,6 +1,6 @@
-"""CompletionRequest and Completion: what is asked of a model, what came back, and the key that joins them.
+"""CompletionRequest and Completion: a request to a model, its answer, and the key that joins them.
 
-A request asks for several samples of one prompt at once; each sample has a key of its own.
+A request asks for several samples of one prompt at once; each sample has its own key.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from malt.config.roles import ModelSpec, Role
 from malt.errors import MaltError
 
 DEFAULT_MAX_TOKENS = 4096
-"""Tokens reserved for a completion whose length the config leaves to the provider."""
+"""Tokens reserved for a completion where the config sets no `max_tokens`."""
 
 
 class Message(NamedTuple):
@@ -29,8 +29,8 @@ class Message(NamedTuple):
 class CompletionRequest:
     """`count` samples of one prompt: samples 0 … count-1 among their siblings.
 
-    `address` is the parent's address in the question's tree (`""` for the root); the evaluator has none, so that
-    equal answers to one question are judged once.
+    `address` is the parent's address in the question's tree, `""` for the root. The evaluator's is always empty, so
+    that equal answers to one question are judged once.
     """
 
     role: Role
@@ -40,13 +40,13 @@ class CompletionRequest:
     address: str = ""
     count: int = 1
     schema: type[BaseModel] | None = None
-    """Pydantic model of the wanted JSON reply, for providers that can hold to one."""
+    """Pydantic model of the wanted JSON reply, for providers that support a schema."""
     draw: int = 0
-    """Number of answers to it that were set aside: part of the seed, so that another one comes, not of the key."""
+    """Number of earlier answers that were set aside. Part of the seed, so that a new answer differs; not of the key."""
 
     @cached_property
     def keys(self) -> list[str]:
-        """One key a sample, in order: made of everything that shaped it. Where a model is served did not."""
+        """Key of each sample, in order: a digest of all that shapes its text. The model's address is not part of it."""
         prompt = digest(
             {
                 "role": self.role.value,
@@ -61,7 +61,7 @@ class CompletionRequest:
         return [f"{prompt}.{sample}" for sample in range(self.count)]
 
     def most_tokens(self, count: int) -> int:
-        """Estimate from above what `count` samples take: the prompt at 3 characters a token, completions in full."""
+        """Estimate the most tokens that `count` samples take: the prompt at 3 characters a token, full completions."""
         prompt = sum(len(message.content) for message in self.messages) // 3 + 16 * len(self.messages)
         return prompt + count * (self.model.max_tokens or DEFAULT_MAX_TOKENS)
 
@@ -72,7 +72,7 @@ def _json_schema(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 class FinishReason:
-    """The finish reasons this project tells apart; providers' other words are kept as they are."""
+    """Finish reasons that the project tells apart; a provider's other reasons are kept as they are."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -81,37 +81,37 @@ class FinishReason:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample, read from what the provider sent. Token counts and cost are `None` where they are not known."""
+    """One sample, read from the provider's response. Token counts and cost are `None` where they are unknown."""
 
     key: str
     text: str
     reasoning: str | None
     finish_reason: str
     model: str
-    """The model that answered, as the provider names it."""
+    """Provider's name of the model that answered."""
     prompt_tokens: int | None = None
-    """This sample's share of the request's prompt tokens: siblings asked together are billed once."""
+    """This sample's share of the request's prompt tokens: siblings in one request are billed once."""
     completion_tokens: int | None = None
     cost_usd: float | None = None
     latency_s: float = 0.0
     cached: bool = False
     """Whether it came from the store, not from a request of this run."""
     run: str = ""
-    """The run that asked for it; empty where that is not known."""
+    """Name of the run that requested it; empty where unknown."""
 
 
 class Complete(Protocol):
-    """The trees' way to ask: the same growth runs under Prefect, in a test, or over the store."""
+    """Function that completes a request, passed to a tree's growth: from the store, or with a session behind it."""
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return the request's samples in order.
 
-        Raises `RequestFailed` (one branch) with the samples that were had, or `RunStopped` (the run).
+        Raises `RequestFailed` (fails one branch) with the samples that did arrive, or `RunStopped` (ends the run).
         """
 
 
 class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is
-    """A request stayed impossible after its retries. `completed` holds the siblings that were had, by sample number."""
+    """A request failed after its retries. `completed` holds the samples that did arrive, by sample number."""
 
     exit_code = 1
 

@@ -1,6 +1,6 @@
-"""Responses of providers: cut into one JSON text a choice for the store, and read from it as Completions.
+"""Providers' responses: split into one JSON text per choice for the store, and read from it as Completions.
 
-Whatever came has a reading: what is missing is empty or None.
+Every response can be read: missing fields are empty or None.
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from malt.llm.request import Completion, FinishReason
 
 _MOST_TOKENS = 2**31
-"""A count from here on is a provider's mistake."""
+"""Bound on a plausible token count; a higher one is ignored as a provider's mistake."""
 
 _FINISH_REASONS = {
     FinishReason.STOP: ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed", "done"),
@@ -29,7 +29,7 @@ _MEANINGS = {word: reason for reason, words in _FINISH_REASONS.items() for word 
 _FAULTS = frozenset(
     {"error", "abort", "aborted", "cancelled", "insufficient_system_resource", "network_error", "timeout"}
 )
-"""Finish reasons of a text that the provider broke off: it is asked for again."""
+"""Finish reasons of a text that the provider broke off; it is requested again."""
 
 _TAG = re.compile(
     r"<(?P<xml>/?)(?:seed:)?think(?:ing)?>|\[(?P<bracket>/?)THINK\]|◁(?P<kimi>/?)think▷"
@@ -44,18 +44,18 @@ _CHANNEL = re.compile(
 )
 """One message in the harmony format."""
 _BARE_CHANNELS = re.compile(r"analysis(?P<thought>.*)assistantfinal(?P<text>.*)", re.DOTALL)
-"""Harmony whose special tokens were left out in decoding."""
+"""Harmony format whose special tokens were dropped in decoding."""
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
-"""NUL and lone surrogates: not every database, and no file, can hold them."""
+"""NUL, which not every database can hold, and lone surrogates, which UTF-8 cannot encode."""
 
 
 def parse_body(text: bytes) -> object:
-    """Parse a reply, with U+FFFD for what cannot be stored.
+    """Parse a JSON reply; characters that cannot be stored become U+FFFD.
 
-    Raises `ValueError` for what is no JSON, and `RecursionError` for what is nested too deeply.
+    Raises `ValueError` for invalid JSON, and `RecursionError` for JSON that is nested too deeply.
     """
     if b"\\u0000" not in text:
-        with suppress(ValueError):  # as for lone surrogates
+        with suppress(ValueError):  # raised for lone surrogates too, which `json.loads` accepts
             return from_json(text)
     return _clean(json.loads(text))
 
@@ -77,7 +77,7 @@ def _clean(value: object) -> object:
 
 
 def find_fault(choice: object) -> str | None:
-    """Return why a choice is no answer where the provider broke it off, else None."""
+    """Return the reason why a choice is not an answer, such as one that the provider broke off; else None."""
     if not isinstance(choice, dict):
         return "an empty choice"
     if error := choice.get("error"):
@@ -96,9 +96,9 @@ def read_error(error: object) -> str:
 
 
 def split_response(body: Mapping[str, JsonValue], count: int) -> list[str]:
-    """Cut one raw chat-completion response into one JSON text a choice, at most `count` of them.
+    """Split one raw chat-completion response into one JSON text per choice, at most `count` of them.
 
-    Each keeps all of the body around its choice, and notes how many siblings share the usage. Nothing is interpreted.
+    Each keeps the rest of the body, and the number of siblings that share its usage. Nothing is interpreted.
     """
     choices = body.get("choices")
     taken = choices[:count] if isinstance(choices, list) else []
@@ -136,8 +136,8 @@ def read_response(
 
 
 def split_reasoning(content: str) -> tuple[str, str]:
-    """Take what a model thought out of its answer: `<think>`, `[THINK]`, harmony's channels and their like. A block
-    that is not closed reaches to the end; one that is not opened began in the prompt.
+    """Separate a model's answer from its reasoning in `<think>`, `[THINK]`, harmony channels and similar. A block that
+    is not closed extends to the end; one that is closed but not opened began in the prompt.
     """
     if messages := list(_CHANNEL.finditer(content)):
         texts = [[each["text"] for each in messages if (each["name"] == "final") is wanted] for wanted in (True, False)]
@@ -170,14 +170,14 @@ def _split_tags(content: str) -> list[list[str]]:
 
 
 def _read_message(message: Mapping[str, Any]) -> tuple[str, str]:
-    content, apart = split_parts(message.get("content"))
+    content, parts = split_parts(message.get("content"))
     text, thought = split_reasoning(content)
-    told = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning"))
-    return text, "\n".join(filter(None, (told, apart, thought)))
+    field = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning"))
+    return text, "\n".join(filter(None, (field, parts, thought)))
 
 
 def split_parts(content: object) -> tuple[str, str]:
-    """Return the text of a content field and what was thought: a string, or a list of parts."""
+    """Return the text and the reasoning in a content field, which is a string or a list of parts."""
     if not isinstance(content, list):
         return _text_of(content), ""
     texts: list[str] = []
@@ -200,7 +200,7 @@ def _read_finish_reason(choice: Mapping[str, Any], message: Mapping[str, Any], t
 
 
 def _native_reason(choice: Mapping[str, Any]) -> str:
-    """Return the provider's own finish reason where a gateway passes it on and it is known, else the usual field."""
+    """Return the provider's own finish reason where a gateway passes on one that we know, else the usual field."""
     fields = choice.get("provider_specific_fields")
     own = choice.get("native_finish_reason") or (fields.get("native_finish_reason") if isinstance(fields, dict) else "")
     is_known = _text_of(own).lower() in _MEANINGS.keys() | _FAULTS
@@ -220,16 +220,16 @@ def _text_of(value: object) -> str:
 
 
 def share_tokens(total: object, position: int, siblings: int) -> int | None:
-    """Divide a request's token count among its siblings; the shares add up to the whole."""
+    """Return one sibling's share of a request's token count; the shares add up to the whole."""
     counted = read_token_count(total)
     return None if counted is None else counted // siblings + (position < counted % siblings)
 
 
 def has_usage(usage: object) -> TypeGuard[dict[str, JsonValue]]:
-    """Whether a usage says anything: LiteLLM fills a missing one with zeros, and no prompt has none."""
+    """Whether a usage was reported: LiteLLM fills a missing one with zeros, and every prompt has tokens."""
     return isinstance(usage, dict) and bool(read_token_count(usage.get("prompt_tokens")))
 
 
 def read_token_count(value: object) -> int | None:
-    """Return a provider's count, or None where it cannot be one."""
+    """Return a provider's token count, or None where it is missing or implausible."""
     return value if isinstance(value, int) and 0 <= value < _MOST_TOKENS else None

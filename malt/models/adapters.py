@@ -1,8 +1,8 @@
-"""Adapters of a model version in a server that takes them while it runs, as vLLM does, and the proof that they answer.
+"""Loading of a model version's adapters into a running server such as vLLM, and the check that each answers as trained.
 
-Such servers were seen to reload under one name with a stale cache, to serve the base for an adapter that fits no layer,
-and to answer with another adapter than the one named. So a name has the adapter's digest, none is loaded twice, and
-what answers is compared with what the trainer saw.
+Such servers were seen to reuse a stale cache on a reload under one name, to serve the base for an adapter that fits no
+layer, and to answer with another adapter than the one named. So an adapter's name contains its digest, no name is
+loaded twice, and the server's log-probabilities are compared with those recorded in training.
 """
 
 import json
@@ -24,38 +24,39 @@ from malt.models.version import ADAPTER, Canary, ModelVersion
 
 _TIMEOUT_S = 300.0
 _LISTED = 20
-"""Tokens that a server is asked to list; those that the trainer kept are among them, unless it is another model."""
+"""Number of top tokens to request. It is more than the trainer recorded, so the same model lists all of those."""
 _LEAST_NOISE, _MOST_NOISE = 0.02, 0.5
-"""Nats. Two base runs may agree by chance, and bfloat16 does not; above the second the server has another base."""
+"""Floor and ceiling of the noise, in nats. Two base runs may agree by chance though bfloat16 is inexact, hence a floor;
+above the ceiling the server has another base."""
 _TIMES_NOISE = 2.0
-"""How far from the trainer an adapter may be, in differences of two base runs."""
+"""Largest accepted difference between an adapter on the server and in training, as a multiple of the noise."""
 _ADVICE = "; start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 _SHOWN = 200
 _MOST_BYTES = 2**24
-"""Of a reply, once unpacked."""
+"""Largest accepted size of a reply, after decompression."""
 
 
 class Proof(BaseModel):
-    """How a loaded adapter was told from the base and from others: largest differences of log-probabilities."""
+    """Evidence that a loaded adapter is the trained one: largest differences of log-probabilities, in nats."""
 
     role: Role
     name: str
-    """What the server calls it: version, role and digest."""
+    """The adapter's name on the server: version, role and digest."""
     loaded: bool
-    """False: it was there already."""
+    """False where the server had the adapter already."""
     noise: float
-    """Base on the server against base in training."""
+    """Difference between the base on the server and the base in training."""
     difference: float
-    """Adapter on the server against the trained role in training."""
+    """Difference between the adapter on the server and the trained role in training."""
     effect: float
-    """Trained role against base, both in training."""
+    """Difference between the trained role and the base, both in training."""
 
 
 def serve_adapters(version: ModelVersion, url: str, *, folder: Path | None = None, key_env: str = "") -> list[Proof]:
-    """Load a version's adapters into the server at `url` (ending in `/v1`), and prove each.
+    """Load a version's adapters into the server at `url` (ending in `/v1`), and check each one's answers.
 
-    `folder` is where the server sees the version's folder; by default where it is here. Raises `ConfigError` where an
-    adapter cannot be loaded or does not answer as it was trained; it is unloaded then.
+    `folder` is the version's folder as the server sees it; by default the local path. Raises `ConfigError` where an
+    adapter cannot be loaded or does not answer as it was trained; if this call loaded it, it is unloaded.
     """
     canaries = {role: _canaries_of(version, role) for role in PLAYERS if role in version.manifest.roles}
     with _LoraServer.at(url, key_env) as server:
@@ -82,19 +83,19 @@ def _canaries_of(version: ModelVersion, role: Role) -> list[Canary]:
 
 
 def _is_measured(listed: Mapping[str, float]) -> bool:
-    """Whether there is something to compare: NaN is neither near nor far."""
+    """Whether log-probabilities can be compared: some are listed, and all are finite."""
     return bool(listed) and all(map(isfinite, listed.values()))
 
 
 def _prove(
     server: "_LoraServer", base: str, name: str, role: Role, canaries: Sequence[Canary], folder: Path, *, loaded: bool
 ) -> Proof:  # fmt: skip
-    """Load one adapter and compare it; what is not as it was trained does not stay."""
+    """Load one adapter and compare it with training; where it differs, unload what was loaded."""
     noise = _measure_noise(server, base, canaries)
     effect = max(_distance(each.after, each.before) for each in canaries)
     limit = _TIMES_NOISE * noise
     if effect <= 2 * limit:
-        raise ConfigError(f"{name}: training changed log-probabilities by {effect:.3f}, too little to be told from the "
+        raise ConfigError(f"{name}: training changed log-probabilities by {effect:.3f}, too little to tell from the "
                           f"server's noise of {noise:.3f}; nothing was loaded. Train longer")  # fmt: skip
     with server.loading(name, folder / role / ADAPTER) if loaded else nullcontext():
         answers = [server.ask(name, each) for each in canaries]
@@ -106,7 +107,7 @@ def _prove(
 
 
 def _measure_noise(server: "_LoraServer", base: str, canaries: Sequence[Canary]) -> float:
-    """Return how far the server's base is from the trainer's, asked twice."""
+    """Return the largest difference from the trainer's base, over two requests a canary; at least `_LEAST_NOISE`."""
     noise = max(_distance(each.before, server.ask(base, each)) for each in canaries for _ in range(2))
     if noise > _MOST_NOISE:
         raise ConfigError(f"{server.url}: {base!r} is not the base that the adapters were trained on: "
@@ -117,12 +118,12 @@ def _measure_noise(server: "_LoraServer", base: str, canaries: Sequence[Canary])
 def _explain(name: str, difference: float, limit: float, *, is_base: bool) -> str:
     what = "the base answers in its place" if is_base else "another adapter answers, or one of other weights"
     far = f"log-probabilities are {difference:.2f} from those in training, where {limit:.2f} is noise"
-    instead = "do not ask it. Restart the server without it, check --max-lora-rank, and serve again"
+    instead = "do not use it. Restart the server without it, check --max-lora-rank, and serve again"
     return f"{name}: {what}: {far}; {instead}"
 
 
 def _distance(known: Mapping[str, float], listed: Mapping[str, float]) -> float:
-    """Return the largest difference; a token that is not listed is at most as likely as the last one that is."""
+    """Return the largest difference. An unlisted token is at most as likely as the least likely listed one."""
     least = min(listed.values())
     return max(_differ(value, listed.get(token), least) for token, value in known.items())
 
@@ -132,7 +133,7 @@ def _differ(known: float, listed: float | None, least: float) -> float:
 
 
 class _LoraServer:
-    """A server that speaks OpenAI's protocol and vLLM's for adapters."""
+    """Client of a server with OpenAI's API and vLLM's endpoints for adapters."""
 
     def __init__(self, url: str, client: httpx.Client, secrets: Sequence[str]) -> None:
         self.url, self._client, self._secrets = url, client, secrets
@@ -149,11 +150,11 @@ class _LoraServer:
             yield cls(url, client, (key_env,))
 
     def list_models(self) -> tuple[str, set[str]]:
-        """Return the base's name, and all names."""
-        told = self._send("GET", "models")
+        """Return the base model's name, and the names of all models."""
+        reply = self._send("GET", "models")
         try:
-            bases = [str(model["id"]) for model in told["data"] if not model.get("parent")]
-            names = {str(model["id"]) for model in told["data"]}
+            bases = [str(model["id"]) for model in reply["data"] if not model.get("parent")]
+            names = {str(model["id"]) for model in reply["data"]}
         except (KeyError, TypeError, AttributeError):
             raise ConfigError(f"{self.url}/models is no list of models; is that the address of the server?") from None
         if not bases:
@@ -162,7 +163,7 @@ class _LoraServer:
 
     @contextmanager
     def loading(self, name: str, path: Path) -> "Iterator[None]":
-        """Load an adapter from a folder that the server sees; unload it again where what follows fails."""
+        """Load an adapter from a folder that the server sees; unload it again where the body of the `with` raises."""
         self._send("POST", "load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
         try:
             yield
@@ -171,11 +172,11 @@ class _LoraServer:
             raise
 
     def ask(self, model: str, canary: Canary) -> dict[str, float]:
-        """Return the log-probabilities of the likeliest first tokens."""
+        """Return the log-probabilities of the likeliest first tokens of an answer."""
         body = {"model": model, "messages": list(canary.turns), "max_tokens": 1, "temperature": 0, "logprobs": True}
-        told = self._send("POST", "chat/completions", {**body, "top_logprobs": _LISTED})
+        reply = self._send("POST", "chat/completions", {**body, "top_logprobs": _LISTED})
         try:
-            first = told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            first = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             listed = {str(each["token"]): float(each["logprob"]) for each in reversed(first)}
         except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             listed = {}
@@ -184,24 +185,24 @@ class _LoraServer:
         return listed
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
-        """Return what is answered, or None where that is no JSON."""
+        """Return the reply's JSON, or None where the reply is not JSON."""
         try:
             with self._client.stream(method, f"{self.url.rstrip('/')}/{path}", json=body) as response:
-                said = self._read(response)
+                content = self._read(response)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ConfigError(f"{self.url} cannot be reached ({error}); is the server up?") from error
         if not response.is_success:
-            shown = redact(said.decode(errors="replace"), self._secrets)[:_SHOWN]
+            shown = redact(content.decode(errors="replace"), self._secrets)[:_SHOWN]
             raise ConfigError(f"{self.url}/{path}: {response.status_code} {shown}{_ADVICE if 'lora' in path else ''}")
         try:
-            return json.loads(said)
+            return json.loads(content)
         except (ValueError, RecursionError):
             return None
 
     def _read(self, response: httpx.Response) -> bytes:
-        deadline, said = time.monotonic() + _TIMEOUT_S, bytearray()
+        deadline, content = time.monotonic() + _TIMEOUT_S, bytearray()
         for piece in response.iter_bytes():
-            said += piece
-            if len(said) > _MOST_BYTES or time.monotonic() > deadline:
-                raise ConfigError(f"{self.url}: its reply is longer than {_MOST_BYTES:,} bytes, or has no end")
-        return bytes(said)
+            content += piece
+            if len(content) > _MOST_BYTES or time.monotonic() > deadline:
+                raise ConfigError(f"{self.url}: its reply exceeds {_MOST_BYTES:,} bytes or {_TIMEOUT_S:g} seconds")
+        return bytes(content)

@@ -1,4 +1,4 @@
-"""What changed from one model version to another, and where a model's rows came from."""
+"""Differences between two model versions, and the datasets and rows that a model was trained on."""
 
 from pydantic import BaseModel, JsonValue
 
@@ -10,7 +10,7 @@ from malt.models.version import DatasetEntry, ModelVersion
 
 
 class ModelDiff(BaseModel):
-    """What differs; empty where nothing does."""
+    """Differences between two model versions; empty where they are equal."""
 
     old: str
     new: str
@@ -18,7 +18,7 @@ class ModelDiff(BaseModel):
     inputs: dict[str, Change]
     """Base, dataset and settings, by dotted name."""
     roles: dict[str, str]
-    """What became of each role's weights: same, changed, added or removed."""
+    """State of each role's weights: same, changed, added or removed."""
     losses: dict[str, Change]
     """Last loss by role and stage."""
 
@@ -60,19 +60,19 @@ def _role_change(old: ModelVersion, new: ModelVersion, role: Role) -> str:
 
 
 class Origin(BaseModel):
-    """Where a model version's rows came from."""
+    """Dataset, questions and rows that a model version was trained on."""
 
     version: str
     dataset: str
     content_sha256: str
     questions: list[str]
     rows: dict[str, list[str]]
-    """Ids by file; `malt explain MODEL ROW_ID` leads on to the row's tree."""
+    """Row ids by file; `malt explain MODEL ROW_ID` shows a row's tree."""
     earlier: "tuple[Origin, ...]" = ()
-    """The same of further datasets, those of earlier rounds."""
+    """Origins in the datasets of earlier rounds."""
 
     def home_of(self, row_id: str) -> str:
-        """Return the dataset that a row is from: the newest that has it."""
+        """Return the newest dataset that has the row."""
         from_earlier = (each.dataset for each in reversed(self.earlier) if each.has(row_id))
         return self.dataset if self.has(row_id) else next(from_earlier, self.dataset)
 
@@ -81,13 +81,13 @@ class Origin(BaseModel):
 
 
 def explain_model(version: ModelVersion) -> Origin:
-    """Lead from a model back to rows and questions. Raises `VersionError` where a dataset is not the one of then."""
+    """Return a model's training rows and questions. Raises `VersionError` where a dataset changed since training."""
     earlier = tuple(_trace(version, entry) for entry in version.manifest.earlier)
     return _trace(version, version.manifest.dataset).model_copy(update={"earlier": earlier})
 
 
 def _trace(version: ModelVersion, entry: DatasetEntry) -> Origin:
-    """Lead from a model back to the rows of one of its datasets."""
+    """Return a model's training rows and questions from one of its datasets."""
     dataset = _open_dataset(version, entry)
     rows = {
         f"{stage.stage}/{role}": [str(row) for row in getattr(dataset, stage.stage)(role)["row_id"]]
@@ -100,7 +100,7 @@ def _trace(version: ModelVersion, entry: DatasetEntry) -> Origin:
 
 
 def _open_dataset(version: ModelVersion, wanted: DatasetEntry) -> DatasetVersion:
-    """Open what a model was trained on. Raises `VersionError` where it is gone, or another one."""
+    """Open a dataset that a model was trained on. Raises `VersionError` where it is gone, or has other content."""
     dataset = open_version(wanted.reference)
     if dataset.manifest.content_sha256 != wanted.content_sha256:
         raise VersionError(

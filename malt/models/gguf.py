@@ -1,6 +1,6 @@
-"""GGUF files of Llama-like models: weights out, as a folder that transformers loads, and trained weights back in.
+"""GGUF files of Llama-like models: reading their weights for transformers, and writing trained weights back.
 
-llama.cpp keeps the rows of q and k in another order than transformers does; everything else is a change of names.
+llama.cpp stores the rows of the query and key matrices in another order; otherwise only the names differ.
 """
 
 import re
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 Weights = NDArray[np.float32]
 Change = Callable[[str, Weights], Weights]
-"""What training made of one weight, by its name in transformers."""
+"""Function from a weight's name in transformers and its value to its trained value."""
 
 ARCHITECTURE = "llama"
 _F16_FILE = 1
-"""`general.file_type` of a file whose matrices are all F16."""
+"""Value of `general.file_type` where all matrices are F16."""
 _HEAD_COUNTS = {".attn_q.weight": "head_count", ".attn_k.weight": "head_count_kv"}
 _OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -42,10 +42,10 @@ _INNER = {
 }
 _BLOCK = re.compile(r"blk\.(?P<layer>[0-9]+)\.(?P<part>\w+)\.weight")
 _COUNTED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}
-"""What the reader adds to a file's fields."""
+"""Fields that the reader adds to those of the file."""
 
 
-def opened(path: Path) -> "GGUFReader":
+def open_gguf(path: Path) -> "GGUFReader":
     """Open a GGUF file. Raises `ConfigError` for a model that is not Llama-like, or no GGUF file at all."""
     from gguf import GGUFReader
 
@@ -66,7 +66,7 @@ def value_of(reader: "GGUFReader", name: str, default: Any = None) -> Any:  # no
 
 
 def _name_in_transformers(name: str) -> str:
-    """Return transformers' name of a tensor. Raises `ConfigError` for one that a Llama-like model has not."""
+    """Return transformers' name of a tensor. Raises `ConfigError` for a tensor that no Llama-like model has."""
     if name in _OUTER:
         return _OUTER[name]
     block = _BLOCK.fullmatch(name)
@@ -76,7 +76,7 @@ def _name_in_transformers(name: str) -> str:
 
 
 def weights_in(reader: "GGUFReader") -> Iterator[tuple[str, Weights]]:
-    """Yield every weight by transformers' name, in transformers' order of rows, as 32-bit numbers."""
+    """Yield every weight with transformers' name and order of rows, as 32-bit floats."""
     from gguf.quants import dequantize
 
     for tensor in reader.tensors:
@@ -85,13 +85,13 @@ def weights_in(reader: "GGUFReader") -> Iterator[tuple[str, Weights]]:
 
 
 def _count_heads(reader: "GGUFReader", name: str) -> int:
-    """Return how many heads share a tensor's rows in llama.cpp's own order; 0 for a tensor in the usual order."""
+    """Return the number of heads in a tensor that llama.cpp reorders; 0 for a tensor in transformers' order."""
     key = next((key for end, key in _HEAD_COUNTS.items() if name.endswith(end)), None)
     return int(value_of(reader, f"{ARCHITECTURE}.attention.{key}")) if key else 0
 
 
 def _permute(weights: Weights, heads: int, *, back: bool = False) -> Weights:
-    """Put a head's rows in llama.cpp's order, pairs of the rotation side by side; or `back`, all first halves first."""
+    """Reorder each head's rows to llama.cpp's order, rotary pairs side by side; or `back`, all first halves first."""
     if not heads:
         return weights
     rows, columns = weights.shape
@@ -124,10 +124,10 @@ def config_of(reader: "GGUFReader") -> Mapping[str, Any]:
 
 
 def write_trained(base: Path, place: Path, change: Change, name: str) -> None:
-    """Write a GGUF file like `base`, with matrices as F16 after `change`; everything else is kept as it is."""
+    """Write a copy of the GGUF file `base` to `place`, its weights passed through `change` and its matrices in F16."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    reader = opened(base)
+    reader = open_gguf(base)
     writer = GGUFWriter(place, ARCHITECTURE)
     copy_fields(reader, writer, {"general.name": name, "general.file_type": _F16_FILE})
     names = {_name_in_transformers(tensor.name): tensor.name for tensor in reader.tensors}
@@ -145,7 +145,7 @@ def write_trained(base: Path, place: Path, change: Change, name: str) -> None:
 
 
 def copy_fields(reader: "GGUFReader", writer: Any, own: Mapping[str, Any]) -> None:  # noqa: ANN401 - gguf's writer is not typed
-    """Copy what a file says of itself: tokenizer, chat template, sizes; what is given by name replaces it."""
+    """Copy a file's metadata (tokenizer, chat template, sizes); values in `own` replace those of the file."""
     from gguf import GGUFValueType
 
     for field in reader.fields.values():

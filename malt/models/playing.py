@@ -1,4 +1,4 @@
-"""Models that play roles, known by what they are: names in a config become digests of weights, in requests' keys."""
+"""Resolution of model names in a config to digests of weights, which become part of the requests' keys."""
 
 import re
 from pathlib import Path
@@ -17,27 +17,27 @@ M = TypeVar("M", RoleSpec, EvaluatorSpec)
 NAMED = re.compile(
     r"(?P<version>(models/)?[a-z0-9-]{1,100}@(v?[1-9][0-9]*|latest))(/(?P<role>generator|verifier|refiner))?"
 )
-"""A model version, and whose weights of it; by default those of the role that it is to play."""
+"""Name of a model version, optionally with the role whose weights to take; by default the role that it plays."""
 
 
 def with_weights(spec: RunSpec, settings: Settings | None = None) -> RunSpec:
-    """Return the spec with every model version and GGUF file known by the digest of its weights.
+    """Return the spec with the digest of weights of every model version and GGUF file filled in.
 
-    Raises `ConfigError` where one is not there, or is another than the spec was made with.
+    Raises `ConfigError` where one is missing, or has other weights than the spec already names.
     """
     place = (settings or Settings()).models_dir
-    roles = spec.roles.changed(lambda role, own: _known(own, role, place))
-    judge = _known(spec.evaluator, Role.EVALUATOR, place)
+    roles = spec.roles.changed(lambda role, own: _fill_weights(own, role, place))
+    judge = _fill_weights(spec.evaluator, Role.EVALUATOR, place)
     if (roles, judge) == (spec.roles, spec.evaluator):
         return spec
     return spec.model_copy(update={"roles": roles, "evaluator": judge})
 
 
-def _known(model: M, role: Role, models_dir: Path) -> M:
+def _fill_weights(model: M, role: Role, models_dir: Path) -> M:
     fallbacks = tuple(
-        each.model_copy(update={"model": _identified(each.model, role, models_dir)[0]}) for each in model.fallbacks
+        each.model_copy(update={"model": _identify(each.model, role, models_dir)[0]}) for each in model.fallbacks
     )
-    name, weights = _identified(model.model, role, models_dir)
+    name, weights = _identify(model.model, role, models_dir)
     if model.weights and weights and weights != model.weights:
         raise ConfigError(f"model {model.model!r} is another one now: its weights are {weights[:12]}…, and were "
                           f"{model.weights[:12]}…")  # fmt: skip
@@ -46,12 +46,12 @@ def _known(model: M, role: Role, models_dir: Path) -> M:
     return model.model_copy(update={"model": name, "weights": weights or model.weights, "fallbacks": fallbacks})
 
 
-def _identified(model: str, role: Role, models_dir: Path) -> tuple[str, str | None]:
-    """Return a model's name in full, and the digest of its weights where they are here."""
+def _identify(model: str, role: Role, models_dir: Path) -> tuple[str, str | None]:
+    """Return a model's full name, and the digest of its weights where they are local."""
     named = NAMED.fullmatch(model)
     if named is not None:
         whose = Role(named["role"] or role)
-        version = _opened(model, named["version"], models_dir)
+        version = _open_version(model, named["version"], models_dir)
         return f"{version.played_as}/{whose}", _weights_of(version, whose, model)
     if model.startswith(f"{embedded.NAME}/"):
         source = embedded.locate_weights(model)
@@ -60,7 +60,7 @@ def _identified(model: str, role: Role, models_dir: Path) -> tuple[str, str | No
     return model, None
 
 
-def _opened(model: str, reference: str, models_dir: Path) -> ModelVersion:
+def _open_version(model: str, reference: str, models_dir: Path) -> ModelVersion:
     try:
         return open_model(reference, models_dir)
     except VersionError as error:
@@ -68,9 +68,9 @@ def _opened(model: str, reference: str, models_dir: Path) -> ModelVersion:
 
 
 def _weights_of(version: ModelVersion, role: Role, model: str) -> str:
-    """Return the digest of a role's GGUF file. Raises `ConfigError` where the file is not that one."""
+    """Return the digest of a role's GGUF file. Raises `ConfigError` where the file is missing or changed."""
     if role is Role.EVALUATOR:
-        raise ConfigError(f"model {model!r}: a judge is none of the trained roles; say whose weights it has, such as "
+        raise ConfigError(f"model {model!r}: a judge is not a trained role; name the role whose weights it uses, as in "
                           f"{version.played_as}/generator")  # fmt: skip
     try:
         path, weights = version.weights(role), version.role(role).gguf_sha256

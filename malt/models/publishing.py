@@ -1,6 +1,6 @@
-"""Publishing models: what each role's training left becomes the next version, whole or not at all; and verifying one.
+"""Publishing of trained roles as the next model version, atomically, and verification of a published one.
 
-Its pages are the card, `README.md`, and the report, one HTML file that loads and runs nothing.
+A version's pages are the card, `README.md`, and the report, one HTML file that loads and runs nothing.
 """
 
 import os
@@ -41,10 +41,10 @@ from malt.models.version import (
 
 
 class TrainedRole(NamedTuple):
-    """What one role's training left."""
+    """Result of training one role."""
 
     folder: Path
-    """With the adapter or the whole model, and the GGUF file where there is one."""
+    """Folder with the adapter or the whole model, and the GGUF file where there is one."""
     inputs_sha256: str
     stages: tuple[StageResult, ...]
     samples: tuple[Sample, ...]
@@ -52,7 +52,7 @@ class TrainedRole(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a model version was made from."""
+    """Inputs of a model version."""
 
     name: str
     base: BaseEntry
@@ -62,7 +62,7 @@ class Made(NamedTuple):
 
 
 def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Path) -> ModelVersion:
-    """Make the next version of these roles; return the newest one where that has the same weights."""
+    """Publish these roles as the next version; return the newest version instead where it has the same weights."""
     folder = models_dir / made.name
     with staging_in(folder) as staging:
         for role, trained in roles.items():
@@ -85,7 +85,7 @@ def _find_weights(role: Role, folder: Path) -> list[Path]:
 
 
 def _copy(files: Iterable[Path], source: Path, place: Path) -> None:
-    """Copy weights: as further names of the same files where the disk allows that, for they never change."""
+    """Copy weights, as hard links where the file system allows: the files never change."""
     for path in files:
         copy = place / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _describe_entry(role: Role, trained: TrainedRole, files: Mapping[str, FileEn
 
 
 def _digest_role(role: Role, files: Mapping[str, FileEntry]) -> tuple[str, str | None]:
-    """Return the digest over a role's adapter or whole model, and its GGUF file's, from the files' own."""
+    """Return the digest over the files of a role's adapter or whole model, and the digest of its GGUF file."""
     gguf = files.get(f"{role}/{GGUF_FILE}")
     parts = (f"{role}/{ADAPTER}/", f"{role}/{FULL}/")
     paths = (path for path in files if path.startswith(parts))
@@ -143,11 +143,11 @@ def _render_pages(manifest: ModelManifest) -> dict[str, str]:
     return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest)}
 
 
-# Verifying: every file by its digest, and what the manifest says of itself.
+# Verification: the digest of every file, and the manifest's own digests.
 
 
 def verify(version: ModelVersion) -> list[str]:
-    """Return what does not hold, a sentence each, naming the file; nothing where all is as it was published."""
+    """Return a sentence for each problem, naming the file; nothing where the version is as it was published."""
     manifest = version.manifest
     pages = _render_pages(manifest) if manifest.code == code_version() else {}
     weights = [f"{role}/{GGUF_FILE}" for role, entry in manifest.roles.items() if entry.gguf_sha256]
@@ -169,16 +169,16 @@ def _list_wrong(manifest: ModelManifest) -> Iterator[Role]:
 
 _FOLDER = Path(__file__).parent
 _HUB_NAMES = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""What a base is called on the Hub, where its name here is another."""
+"""Names on the Hub of bases that a config names otherwise."""
 
 
 class _Plot(NamedTuple):
-    """A line over the steps of a stage."""
+    """Line plot over the steps of a stage."""
 
     title: str
     style: str
     points: str
-    """In a square of 100 by 100."""
+    """Coordinates in a square of 100 by 100."""
     first: str
     last: str
     low: str
@@ -204,14 +204,14 @@ def render_report(manifest: ModelManifest) -> str:
 
 @cache
 def _card() -> Template:
-    environment = Environment(  # noqa: S701 - Markdown, of our own words
+    environment = Environment(  # noqa: S701 - Markdown, not HTML
         undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
     )
     return environment.from_string((_FOLDER / "card.md.jinja").read_text(encoding="utf-8"))
 
 
 def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:
-    """Yield loss and, for pairs, margin of every stage."""
+    """Yield a plot of every stage's loss, and for DPO of its margin."""
     for stage in entry.stages:
         losses = [point.loss for point in stage.losses]
         if losses:
@@ -222,7 +222,7 @@ def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:
 
 
 def _draw_plot(title: str, style: str, values: Sequence[float]) -> _Plot:
-    """Draw values from left to right, the highest at the top."""
+    """Plot values from left to right, the highest at the top."""
     low, high = min(values), max(values)
     across, tall = max(len(values) - 1, 1), (high - low) or 1.0
     points = " ".join(

@@ -1,5 +1,4 @@
-"""Model versions: what their manifests say, open one, list them, and what they have for a role. Writing one is
-`publishing`."""
+"""Model versions: their manifests, opening and listing them, and the weights of a role. `publishing` writes them."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,7 @@ GGUF_FILE = "model.gguf"
 ADAPTER = "adapter"
 FULL = "model"
 _SUFFIXES = {".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md", ".html", ".model"}
-"""Kinds of files that a version has: nothing that runs code when it is read."""
+"""File types that a version may contain: none of them runs code when it is read."""
 
 
 class LossPoint(Recorded):
@@ -34,76 +33,77 @@ class LossPoint(Recorded):
     step: int
     loss: float
     accuracy: float | None = None
-    """DPO: share of the batch's pairs whose chosen text gained more."""
+    """DPO: share of the batch's pairs whose chosen text gained more probability than the rejected one."""
     margin: float | None = None
-    """DPO: by how much, scaled by beta."""
+    """DPO: mean difference of these gains in log-probability, times beta."""
 
 
 class StageResult(Recorded):
-    """What one stage did: its rows are trained or lost by name."""
+    """Result of one stage: each row was either trained on or left out for a named reason."""
 
     stage: Stage
     rows: int
-    """In the dataset version."""
+    """Rows in the dataset versions."""
     trained: int
     lost: dict[str, int]
     """Rows left out, by reason."""
     tokens: int
-    """Of the rows that were trained, once each."""
+    """Tokens of the trained rows, in one epoch."""
     steps: int
     loss_first: float
     loss_last: float
     losses: tuple[LossPoint, ...]
     wall_s: float
-    """Seconds it took, interruptions apart."""
+    """Seconds of training, without interruptions."""
     checkpoints: int = 0
-    """From how many checkpoints it went on."""
+    """Number of times that training resumed from a checkpoint."""
 
 
 class Canary(Recorded):
-    """What tells a trained role from its base: log-probabilities of the likeliest first tokens, by the tokens' text."""
+    """Log-probabilities of the likeliest first tokens, by the tokens' text: they tell a trained role from its base."""
 
     turns: tuple[dict[str, str], ...]
     """The whole prompt, as messages."""
     before: dict[str, float]
-    """Of the base."""
+    """Log-probabilities of the base."""
     after: dict[str, float]
+    """Log-probabilities of the trained role."""
 
 
 class Sample(Recorded):
     """One prompt of the training rows, answered greedily by the base and by the trained role."""
 
     prompt: str
-    """The last turn."""
+    """Text of the prompt's last turn."""
     before: str
     after: str
     canary: Canary | None = None
-    """None in versions of before it was taken."""
+    """None in versions from before canaries were recorded."""
 
 
 class RoleEntry(Recorded):
     """One trained role."""
 
     inputs_sha256: str
-    """Of all that made its weights what they are: base, rows, stages, settings."""
+    """Digest of everything that determined the weights: base, rows, stages, settings."""
     adapter_sha256: str
-    """Over the files of the adapter, or of the whole model."""
+    """Digest over the files of the adapter, or of the whole model."""
     gguf_sha256: str | None
-    """Of the file that the embedded model's server plays; None where there is none."""
+    """Digest of the GGUF file that the embedded server loads; None where there is none."""
     stages: tuple[StageResult, ...]
     samples: tuple[Sample, ...] = ()
 
 
 class BaseEntry(Recorded):
-    """What was trained."""
+    """Base model of a training."""
 
     name: str
     sha256: str
-    """Of its GGUF file, or over its folder's files."""
+    """Digest of the base's GGUF file, or over the files of its folder."""
 
 
 class DatasetEntry(Recorded):
-    """What it was trained on."""
+    """Dataset version that a model was trained on."""
 
     name: str
     version: int
@@ -111,22 +111,22 @@ class DatasetEntry(Recorded):
 
     @property
     def reference(self) -> str:
-        """How commands name it: `NAME@v3`."""
+        """Name of the version in commands: `NAME@v3`."""
         return f"{self.name}@v{self.version}"
 
 
 class ModelManifest(VersionManifest):
-    """The whole story of one model version."""
+    """Manifest of one model version."""
 
     kind: Literal["models"] = "models"
     base: BaseEntry
     dataset: DatasetEntry
     earlier: tuple[DatasetEntry, ...] = ()
-    """Further versions whose rows it was trained on, those of earlier rounds."""
+    """Further dataset versions that it was trained on, those of earlier rounds."""
     train: TrainSpec
     roles: dict[Role, RoleEntry]
     libraries: dict[str, str]
-    """Versions of what trained it."""
+    """Versions of the packages that trained it."""
     code: Code
 
     @field_validator("files")
@@ -139,7 +139,7 @@ class ModelManifest(VersionManifest):
 
 
 def describe_weights(path: Path) -> FileEntry:
-    """Describe a file whose bytes are the version's content."""
+    """Describe a weights file: the digest of its content is that of its bytes."""
     known = describe_file(path)
     return known.model_copy(update={"rows_sha256": known.sha256})
 
@@ -154,12 +154,12 @@ class ModelVersion(Published[ModelManifest]):
 
     @property
     def played_as(self) -> str:
-        """How configs name it: `NAME@v3`."""
+        """Name of the version in configs: `NAME@v3`."""
         return f"{self.name}@v{self.number}"
 
     @property
     def figures(self) -> "pd.DataFrame":
-        """One row a role and stage: rows, rows trained, steps, and the loss of the first and last."""
+        """One row for each role and stage: rows, rows trained, steps, and the loss of the first and last step."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -172,18 +172,18 @@ class ModelVersion(Published[ModelManifest]):
         return f"<h3>{self.reference}</h3>{self.figures.to_html(index=False, border=0, float_format='{:.3f}'.format)}"
 
     def role(self, role: Role) -> RoleEntry:
-        """Return what it has for a role. Raises `VersionError` where that was not trained."""
+        """Return the manifest's entry of a role. Raises `VersionError` where that role was not trained."""
         if role not in self.manifest.roles:
-            there = ", ".join(self.manifest.roles)
-            raise VersionError(f"{self.reference} has no {role}: it was trained for {there}. Name another model")
+            trained = ", ".join(self.manifest.roles)
+            raise VersionError(f"{self.reference} has no {role}: it was trained for {trained}. Name another model")
         return self.manifest.roles[role]
 
     def adapter_name(self, role: Role) -> str:
-        """What a server calls its adapter for a role: a name that no other weights can have."""
+        """Return the name of a role's adapter on a server; it contains the digest, so no other weights share it."""
         return f"{self.name}-v{self.number}-{role}-{self.role(role).adapter_sha256[:12]}"
 
     def weights(self, role: Role) -> Path:
-        """Return the file that the embedded model's server plays a role from. Raises `VersionError` without one."""
+        """Return the GGUF file that the embedded server loads for a role. Raises `VersionError` where there is none."""
         if self.role(role).gguf_sha256 is None:
             raise VersionError(
                 f"{self.reference} has no {GGUF_FILE} for the {role}: its base, {self.manifest.base.name}, was no GGUF "
@@ -198,11 +198,11 @@ def open_model(reference: str | Path, models_dir: Path | None = None) -> ModelVe
 
 
 def open_folder(path: Path) -> ModelVersion:
-    """Open the version in a folder; a link is followed, so that the path stays this version's."""
+    """Open the version in a folder. Links such as `latest` are resolved, so that the path keeps naming this version."""
     folder = path.resolve()
     return ModelVersion(folder, read_as(ModelManifest, folder, "model"))
 
 
 def list_models(models_dir: Path, name: str | None = None) -> Listed[ModelVersion]:
-    """All versions of one model or of all, by name and number. Raises `VersionError` where `name` has none."""
+    """List the versions of one model, or of all, by name and number. Raises `VersionError` where `name` has none."""
     return list_opened(models_dir, name, open_folder, f"{_SHELF}/")

@@ -1,1 +1,1 @@
-"""Question files read, screened and split."""
+"""Reading, screening and splitting of question files."""

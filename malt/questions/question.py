@@ -30,7 +30,7 @@ class Question:
     """The full text asked, with its lettered choices where there are any."""
     ground_truth: str
     reference: str = ""
-    """The whole field that `ground_truth` was read from, such as a worked solution; empty where that says no more."""
+    """The whole field that `ground_truth` was read from, such as a worked solution; empty if equal, or with choices."""
     choices: tuple[str, ...] = ()
     """Texts of the choices, in the order of their letters A, B, C, …"""
     metadata: dict[str, JsonValue] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Question:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Other reference answers; to give any of them is right."""
+        """Further reference answers; any of them counts as right."""
         listed = self.metadata.get("aliases")
         return tuple(each for each in listed if isinstance(each, str)) if isinstance(listed, list) else ()
 
@@ -52,24 +52,24 @@ def read_questions(source: QuestionSource, key: str = "questions") -> list[Quest
     """Read and check the whole file, then shuffle and cut it as `source` says.
 
     The shuffle orders by a digest of seed and id, so rows added later do not reorder the others.
-    `key` is the table of the config that names it. Raises `QuestionError` naming file and line (for .json and .parquet
+    `key` is the config table that names the file. Raises `QuestionError` naming file and line (for .json and .parquet
     the row, counted from 1).
     """
-    _check_format(source)
+    _check_format(source, key)
     questions = _read_distinct(source, f"{key}.source")
     if source.shuffle_seed is not None:
         questions.sort(key=lambda question: digest([source.shuffle_seed, question.question_id]))
     return questions[: source.limit]
 
 
-def _check_format(source: QuestionSource) -> None:
+def _check_format(source: QuestionSource, key: str) -> None:
     if source.choices and source.format not in ("auto", "csqa"):
-        problem = f"questions.choices = {source.choices!r}: format {source.format!r} reads no choices"
-        raise QuestionError(f"{problem}; set questions.format to 'csqa' or 'auto'")
+        problem = f"{key}.choices = {source.choices!r}: format {source.format!r} reads no choices"
+        raise QuestionError(f"{problem}; set {key}.format to 'csqa' or 'auto'")
 
 
 def content_id(question: str, ground_truth: str) -> str:
-    """Return the id of a question that has none: the same for the same content, in any file and position."""
+    """Return an id for a question that has none: a digest of its content, the same in any file and position."""
     return f"q{digest([question, ground_truth])[:12]}"
 
 
@@ -91,7 +91,7 @@ def _read_distinct(source: QuestionSource, key: str) -> list[Question]:
         raise QuestionError(f"{strip_secrets(source.source)}: no questions in it; give a file with one question a row")
     if repeats:
         rows = "1 row is" if len(repeats) == 1 else f"{len(repeats)} rows are"
-        _log.warning("%s dropped, with question and answer of an earlier one: %s", rows, repeats[0])
+        _log.warning("%s dropped, since an earlier row has the same question and answer: %s", rows, repeats[0])
     return list(questions.values())
 
 
@@ -125,23 +125,23 @@ def _question(values: Mapping[str, JsonValue], source: QuestionSource) -> Questi
         labels, choices = _read_choices(values[choices_column])
         question = _lettered(question, choices)
         reference = _letter(values[answered], labels, choices)
-        whole = ""
+        full_reference = ""
     else:
-        whole, reference = reference, read_reference(reference, source.format)
-    named = _id_column(values, source)
-    used = {asked, answered, choices_column, named}
+        full_reference, reference = reference, read_reference(reference, source.format)
+    id_column = _id_column(values, source)
+    used = {asked, answered, choices_column, id_column}
     return Question(
-        question_id=_given_id(values, named) if named else content_id(question, reference),
+        question_id=_given_id(values, id_column) if id_column else content_id(question, reference),
         question=question,
         ground_truth=reference,
-        reference="" if whole == reference else whole,
+        reference="" if full_reference == reference else full_reference,
         choices=choices,
         metadata={name: value for name, value in values.items() if name not in used and value is not None},
     )
 
 
 def _flatten(values: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-    """Bring rows as benchmarks publish them into columns.
+    """Flatten the nested columns that some benchmarks publish.
 
     CommonsenseQA has the choices in the question: `{"stem": …, "choices": […]}`. TriviaQA has an answer with aliases,
     `{"value": …, "aliases": […]}`, Natural Questions a list of answers; the first is the reference.
@@ -159,16 +159,17 @@ def _flatten(values: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
 
 
 def _column(values: Mapping[str, JsonValue], key: str, declared: str | None, defaults: Sequence[str]) -> str:
-    """Return the declared column, else the first default that this row fills, else one that it has."""
+    """Return the declared column, else the first default column filled in this row, else the first one present."""
     candidates = [name for name in ([declared] if declared else defaults) if name in values]
     if not candidates:
         wanted = " or ".join(repr(name) for name in ([declared] if declared else defaults))
-        raise QuestionError(f"no column {wanted}; it has: {join_names(values)}. Name the right one in questions.{key}")
+        has = join_names(values)
+        raise QuestionError(f"no column {wanted}; it has: {has}. Name the right one as {key!r}, beside 'source'")
     return next((name for name in candidates if _is_filled(values[name])), candidates[0])
 
 
 def _choices_column(values: Mapping[str, JsonValue], source: QuestionSource) -> str | None:
-    """Return the column of the choices where this row is to be read as multiple choice."""
+    """Return the column of the choices, or None if the row is not multiple choice."""
     if source.format == "csqa":
         return _column(values, "choices", source.choices, ("choices",))
     if source.format != "auto":
@@ -200,7 +201,7 @@ def _given_id(values: Mapping[str, JsonValue], column: str) -> str:
         raise QuestionError(f"id {given!r} holds a control character; ids must be printable on one line")
     if len(given) > _LONGEST_ID:
         raise QuestionError(
-            f"id {excerpt(given)} is longer than {_LONGEST_ID} characters; databases take no longer ones"
+            f"id {excerpt(given)} is longer than {_LONGEST_ID} characters; databases cannot hold longer ones"
         )
     return given
 
@@ -246,23 +247,23 @@ def _after_hashes(text: str) -> str:
     _, hashes, answer = text.rpartition("####")
     if hashes and answer.strip():
         return answer.strip()
-    raise QuestionError(f"no answer after '####' in {excerpt(text)}; set questions.format = 'plain' or mend the row")
+    raise QuestionError(f"no answer after '####' in {excerpt(text)}; set questions.format = 'plain' or fix the row")
 
 
 def find_last_boxed(text: str) -> str:
     r"""Return the content of the last `\boxed{…}` or `\fbox{…}`, or the word after a `\boxed` without braces."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
-        raise QuestionError(f"no \\boxed{{…}} in {excerpt(text)}; set questions.format = 'plain' or mend the row")
+        raise QuestionError(f"no \\boxed{{…}} in {excerpt(text)}; set questions.format = 'plain' or fix the row")
     rest = text[boxes[-1].end() :]
     content = _braced(rest) if rest.startswith("{") else re.split(r"[\s$]", rest, maxsplit=1)[0].rstrip(".,;")
     if not content or not content.strip():
-        raise QuestionError(f"empty or unclosed \\boxed in {excerpt(text[boxes[-1].start() :])}; mend the row")
+        raise QuestionError(f"empty or unclosed \\boxed in {excerpt(text[boxes[-1].start() :])}; fix the row")
     return content.strip()
 
 
 def _braced(text: str) -> str | None:
-    r"""Return what stands between the first brace and its partner; an escaped `\{` is no brace."""
+    r"""Return the text between the first brace and its closing one; an escaped `\{` is no brace."""
     depth = 0
     for brace in _BRACES.finditer(text):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
@@ -320,10 +321,10 @@ def _lettered(stem: str, choices: Sequence[str]) -> str:
 
 
 def _letter(reference: JsonValue, labels: Sequence[str] | None, texts: Sequence[str]) -> str:
-    """Return the letter of the choice that `reference` names; one that can be read as two choices is an error.
+    """Return the letter of the choice that `reference` names; raise if it could mean several choices or none.
 
-    With labels of their own the label decides, then the text. A bare list is answered by letter, by text, or by
-    position counted from 0 as MMLU does; a number that is no text is a position and nothing else.
+    Choices with labels are matched by label, then by text; choices without labels by letter, text, or position counted
+    from 0 as in MMLU. A reference stored as a number is only a position.
     """
     key = read_cell(reference, "ground_truth")
     by_text = _matches(key, texts)

@@ -29,12 +29,12 @@ from malt.text import list_first, shorten
 T = TypeVar("T")
 
 MOST_BYTES = 1024 * MIB
-"""Of one file, also of what it unpacks to."""
+"""Largest size of one file, also unpacked."""
 _MOST_ROWS = 10_000_000
 _UNPACKED_FREELY, _MOST_RATIO = 64 * MIB, 100
-"""Text packs to a tenth at best: what unpacks to far more than it weighs is a trap."""
+"""Size that any file may unpack to; beyond it, the largest ratio to the packed size: text reaches about 10."""
 _PARQUET_BATCH = 64
-"""Rows; few, for each may be long."""
+"""Rows read at a time; few, since each may be long."""
 _SCHEMES = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 
 
@@ -50,13 +50,13 @@ def read_rows(source: str, key: str = "") -> Iterator[Row]:
     """Read a .jsonl, .json, .csv (each also .gz) or .parquet file from a path or any address fsspec knows.
 
     A folder, or a path or address with `*` in it, means all such files there, in the order of their names.
-    Raises `QuestionError`. One that is about the whole file begins with `key`, where the file was named.
+    Raises `QuestionError`; where a whole file is at fault, it begins with `key`, the config key that names the file.
     """
     try:
         return _bounded(chain.from_iterable([_rows(file) for file in _files(source)]), source)
     except _FileError as error:
         raise QuestionError(f"{key} = {error}" if key else str(error)) from error.__cause__
-    except (OSError, ValueError) as error:  # too long a name, NUL in it, half an address
+    except (OSError, ValueError) as error:  # a name too long or with a NUL, an incomplete address
         raise QuestionError(
             f"{key or 'questions'} = {excerpt(strip_secrets(source))}: cannot be used: {error}"
         ) from error
@@ -70,7 +70,7 @@ def _bounded(rows: Iterator[Row], source: str) -> Iterator[Row]:
 
 
 class _FileError(QuestionError):
-    """A file that cannot be had or has no known format."""
+    """A file that cannot be read or has no known format."""
 
 
 def _files(source: str) -> list[str]:
@@ -97,7 +97,7 @@ def _match_addresses(source: str) -> list[str]:
 
 
 def _suffix(name: str) -> str:
-    """Return the ending that tells a file's format, without .gz."""
+    """Return the ending that tells a file's format, ignoring .gz."""
     return PurePosixPath(name.lower().removesuffix(".gz")).suffix
 
 
@@ -137,7 +137,7 @@ def _fetch(address: str) -> bytes:
 
 
 def _ask(address: str, ask: Callable[[Any, str], T]) -> T:
-    """Ask a file system of fsspec's; whatever the service's own library raises becomes ours here."""
+    """Call `ask` with an fsspec file system and a path; any error of the service's library becomes a `_FileError`."""
     import fsspec
 
     scheme, name = address.partition("://")[0].lower(), strip_secrets(address)
@@ -153,7 +153,7 @@ def _ask(address: str, ask: Callable[[Any, str], T]) -> T:
 
 
 def _explain(error: Exception) -> str:
-    # over HTTP fsspec calls all that went wrong a file that is not there
+    # over HTTP fsspec reports every failure as FileNotFoundError
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404:
         return "not found there; check the address"
@@ -165,7 +165,7 @@ _SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)
 
 
 def strip_secrets(text: str) -> str:
-    """Cut user, password and query out of the addresses in a text: what an error shows may be logged."""
+    """Cut user, password and query out of the addresses in a text, since errors may be logged."""
     return _SECRETS_IN_URL.sub(r"\1\2", text)
 
 
@@ -207,7 +207,7 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
     try:
         rows = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        hint = "one object a line belongs in a .jsonl file" if error.msg == "Extra data" else "mend it there"
+        hint = "one object a line belongs in a .jsonl file" if error.msg == "Extra data" else "fix it there"
         raise QuestionError(f"{name}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); {hint}") from error
     except (ValueError, RecursionError) as error:
         raise QuestionError(f"{name}: not JSON that can be read: {error}") from error
@@ -221,7 +221,7 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
 
 
 def _csv_rows(text: str, name: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # Python's own, 131,072 characters, is less than a long text
+    csv.field_size_limit(sys.maxsize)  # Python's default, 131,072 characters, is too few for long texts
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     place = f"{name}:1"
     try:
@@ -275,20 +275,20 @@ def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
 
 
 def _most_unpacked(data: bytes) -> int:
-    """Return how many bytes a file may hold, given those that it takes."""
+    """Return the size in bytes that a file may unpack to."""
     return min(MOST_BYTES, max(_UNPACKED_FREELY, _MOST_RATIO * len(data)))
 
 
 def _parquet_batches(data: bytes) -> Iterator[Any]:
-    """Yield a few rows at a time, their texts in dictionaries: a few bytes may stand for a long text in every row."""
+    """Yield a few rows at a time, texts dictionary-encoded: a few bytes may stand for a long text in every row."""
     import pyarrow.parquet
 
     source = pyarrow.BufferReader(data)
-    about = pyarrow.parquet.read_metadata(source)
-    places = range(about.num_columns)
-    chunks = [about.row_group(group).column(place) for group in range(about.num_row_groups) for place in places]
+    metadata = pyarrow.parquet.read_metadata(source)
+    places = range(metadata.num_columns)
+    chunks = [metadata.row_group(group).column(place) for group in range(metadata.num_row_groups) for place in places]
     _check_sizes(chunks, _most_unpacked(data))
-    leaves = [about.schema.column(place) for place in places]
+    leaves = [metadata.schema.column(place) for place in places]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     for batch in pyarrow.parquet.ParquetFile(source, read_dictionary=texts).iter_batches():
         yield from (batch.slice(start, _PARQUET_BATCH) for start in range(0, len(batch), _PARQUET_BATCH))
@@ -302,7 +302,7 @@ def _check_sizes(chunks: Sequence[Any], most: int) -> None:
 
 
 def _written_out(column: Any) -> int:  # noqa: ANN401 - pyarrow has no types
-    """Return about how many bytes a column takes once each value is written out by itself."""
+    """Estimate the bytes that a column takes once its dictionaries are decoded."""
     from pyarrow import compute, types
 
     parts: Sequence[Any] = ()
@@ -324,7 +324,7 @@ def _written_out(column: Any) -> int:  # noqa: ANN401 - pyarrow has no types
 
 
 def _plain_columns(batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
-    """Write out dictionaries, and read numbers of 32 bits as they are written: 0.1, not 0.10000000149011612."""
+    """Decode dictionaries, and convert 32-bit floats by their shortest text: 0.1, not 0.10000000149011612."""
     import pyarrow
 
     for place, field in enumerate(batch.schema):
@@ -343,11 +343,11 @@ def _row(place: str, value: object) -> Row:
     try:
         return Row(place, {_storable(name): _json_value(cell) for name, cell in value.items()})
     except ValueError as error:
-        raise QuestionError(f"{place}: {error}; mend the row") from error
+        raise QuestionError(f"{place}: {error}; fix the row") from error
 
 
 _MOST_NESTED = 100
-"""Levels of lists and objects in a cell; what checks and writes them goes one call deeper for each."""
+"""Levels of nested lists and objects in a cell; checking and writing them recurses once for each."""
 
 
 def _json_value(value: object, depth: int = 0) -> JsonValue:
@@ -377,24 +377,24 @@ def _json_value(value: object, depth: int = 0) -> JsonValue:
 
 def _storable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("text holds a NUL character, which no UTF-8 file or database takes")
+        raise ValueError("text holds a NUL character, which no UTF-8 file or database can hold")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):x}"
-        raise ValueError(f"text holds half a character ({half}), which no UTF-8 file or database takes") from error
+        code = f"\\u{ord(text[error.start]):x}"
+        raise ValueError(f"text holds a lone surrogate ({code}), which no UTF-8 file or database can hold") from error
     return text
 
 
 def excerpt(value: object) -> str:
-    """Show the beginning of a value in an error message."""
+    """Return the beginning of a value for an error message."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     short = shorten(text, 80)
     return repr(short) if isinstance(value, str) else short
 
 
 def join_names(columns: Collection[str]) -> str:
-    """Name columns in an error message; of very many the first."""
+    """Join column names for an error message, at most 20 of them."""
     return list_first([excerpt(name)[1:-1] for name in columns], 20)
 
 

@@ -1,8 +1,8 @@
-"""Screening: which questions give no training rows, and in which split the others' rows are.
+"""Screening: questions that give no training rows, and the split of the others' rows.
 
-It follows from the questions alone, so that `malt plan` can say it before money is spent; trees are grown for all. Of
-several questions that ask the same, the first counts. A question's split follows from the id of the first that asks it,
-so that adding questions moves none, and no validation question has its like in train.
+It depends on the questions alone, so that `malt plan` can show it before money is spent; trees are grown for all. Of
+near duplicates the first counts, and its id decides the split of all of them: adding questions moves none to another
+split, and no validation question has a near duplicate in train.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 _TEXT_COLUMNS = ("question", "problem", "prompt", "text")
-"""Where the rows of a test set have what was asked; the first that a row has."""
+"""Columns of a test set that may hold the question; the first that a row fills is read."""
 
 
 class HeldOutSet(Recorded):
@@ -36,35 +36,35 @@ class HeldOutSet(Recorded):
     source: str
     rows: int
     sha256: str
-    """Of what its rows ask."""
+    """Digest of the question texts of its rows."""
 
 
 class ScreeningCounts(Recorded):
-    """Questions that give no training rows."""
+    """Counts of the questions that give no training rows."""
 
     excluded: dict[str, int]
-    """By reason."""
+    """Number of excluded questions by reason."""
     test_sets: tuple[HeldOutSet, ...]
-    """What `decontaminate` named."""
+    """Test sets named in `decontaminate`."""
 
 
 class Exclusion(NamedTuple):
-    """Why a question gives no training rows."""
+    """Reason why a question gives no training rows."""
 
     reason: str
-    """The gate: `decontaminate` or `duplicate_questions`."""
+    """Gate that excludes it: `decontaminate` or `duplicate_questions`."""
     by: str
-    """The row of the test set, or the id of the question that asks the same."""
+    """Row of the test set, or id of the earlier question that asks the same."""
 
 
 @dataclass(frozen=True)
 class Screening:
-    """What is known of the questions before they are asked."""
+    """Result of screening some questions."""
 
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)
-    """By question id."""
+    """Exclusions by question id."""
     originals: Mapping[str, str] = field(default_factory=dict)
-    """The first question that asks the same, by question id, whether or not duplicates are dropped."""
+    """Id of the first question that asks the same, by question id, whether or not duplicates are dropped."""
     test_sets: tuple[HeldOutSet, ...] = ()
 
     def choose_split(self, question_id: str, spec: DatasetSpec) -> Split:
@@ -115,7 +115,7 @@ def screen_known(
 
 
 class _Overlaps:
-    """The test sets' runs of words, and where each one stands."""
+    """Runs of words in the test sets, and the row that each comes from."""
 
     def __init__(self, spec: DatasetSpec) -> None:
         self.length = spec.decontaminate_words
@@ -130,14 +130,14 @@ class _Overlaps:
         self._runs, self._owners = self._runs[order], self._owners[order]
 
     def find(self, text: str) -> str | None:
-        """Return the first row of a test set that a question overlaps with. A short test question is one run."""
+        """Return the first row of a test set that a question overlaps with."""
         found = hash_runs(text, self.length) if len(self._runs) and split_words(text) else np.empty(0, np.uint64)
         at = np.searchsorted(self._runs, found)
         at = at[(at < len(self._runs)) & (self._runs[np.minimum(at, len(self._runs) - 1)] == found)]
         return self._places[int(self._owners[at].min())] if len(at) else None
 
     def _read(self, source: str) -> Iterator[Hashes]:
-        """Yield a test set's rows as runs, and note where they stand and what they say."""
+        """Yield the runs of each row of a test set; record the rows' places and the digest of their texts."""
         sha256, rows = hashlib.sha256(), 0
         for place, text in _read_texts(source):
             sha256.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -156,6 +156,6 @@ def _read_texts(source: str) -> Iterator[tuple[str, str]]:
         if column is None:
             raise QuestionError(
                 f"dataset.decontaminate: {row.place}: none of the columns {', '.join(_TEXT_COLUMNS)} is filled; "
-                "rename the column of what is asked"
+                "rename the column that holds the question"
             )
         yield row.place, read_cell(row.values[column], column)

@@ -1,6 +1,6 @@
 """Near duplicates: runs of words (shingles) as 64-bit hashes, compared by MinHash and Jaccard similarity.
 
-A question of fewer words than a run is one run by itself. Two different runs have one hash once in 2^64.
+A question with fewer words than a run is one run. Two different runs share a hash once in 2^64.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ Hashes = NDArray[np.uint64]
 _WORD = re.compile(r"\w+")
 _FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%\u00d7\u00f7\u2212\u221a\u222b]")
 MIX = np.uint64(0x9E3779B97F4A7C15)
-"""Any odd number with its bits well spread."""
+"""Multiplier for hashing: any odd number with well-spread bits."""
 
 _PERMUTATIONS, _ROWS = 64, 4
-"""Of MinHash: 16 bands of 4. Texts alike by 0.8 share a band all but twice in 10,000, by 0.7 all but once in 80."""
+"""MinHash in 16 bands of 4. It misses two texts of similarity 0.8 twice in 10,000, of similarity 0.7 once in 80."""
 _FACTORS = np.frombuffer(hashlib.shake_256(b"malt").digest(16 * _PERMUTATIONS), "<u8").reshape(2, -1) | np.uint64(1)
-"""Of the permutations: the same in every process, whatever the libraries' versions."""
+"""Coefficients of the permutations: the same in every process, with any version of the libraries."""
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words and numbers of a text in lower case, without punctuation; without any, what it has."""
+    """Return the words and numbers of a text in lower case; if it has none, its parts between spaces."""
     return _WORD.findall(text.casefold()) or text.split()
 
 
 def find_figures(text: str) -> list[str]:
-    """Return the numbers and arithmetic signs of a text: where these differ, two texts do not say the same."""
+    """Return the numbers and arithmetic signs of a text; texts that differ in them ask different things."""
     return _FIGURE.findall(text)
 
 
@@ -40,9 +40,9 @@ def hash_runs(text: str, length: int) -> Hashes:
 
 
 @lru_cache(maxsize=256)
-def _hash_runs(spoken: tuple[str, ...], length: int) -> Hashes:
-    """Return sorted, distinct hashes."""
-    hashes = np.fromiter(map(_hash_word, spoken), np.uint64, len(spoken))
+def _hash_runs(words: tuple[str, ...], length: int) -> Hashes:
+    """Return the sorted, distinct hashes of the runs."""
+    hashes = np.fromiter(map(_hash_word, words), np.uint64, len(words))
     length = min(length, len(hashes))
     found = np.full(len(hashes) - length + 1 if length else 0, length, dtype=np.uint64)
     for place in range(length):
@@ -56,15 +56,15 @@ def _hash_word(word: str) -> int:
 
 
 def _jaccard(one: Hashes, other: Hashes) -> float:
-    """Return the share of two sets that both have."""
+    """Return the share of all hashes in two sets that are in both."""
     both = len(np.intersect1d(one, other, assume_unique=True))
     return both / max(len(one) + len(other) - both, 1)
 
 
 def _hash_bands(found: Hashes) -> Hashes:
-    """Return the MinHash bands of a set of runs: texts that have much in common have one of these in common.
+    """Return the MinHash bands of a set of runs (Broder, 1997): similar texts share at least one of them.
 
-    Shape: (PERMUTATIONS / ROWS,). Broder (1997); a set without a run has bands of its own.
+    Shape: (PERMUTATIONS / ROWS,). All bands of a set without runs are zero.
     """
     if not len(found):
         return np.zeros(_PERMUTATIONS // _ROWS, dtype=np.uint64)
@@ -77,18 +77,18 @@ def _hash_bands(found: Hashes) -> Hashes:
 
 
 _RUN = 5
-"""Words of a run by which questions are found to be near duplicates, as is usual with MinHash."""
+"""Words of a run in the comparison of questions, a usual length with MinHash."""
 _NEAR = 0.7
-"""Share of runs that near duplicates have in common: in a question of 35 words one may differ."""
+"""Least similarity of near duplicates: in a question of 35 words one may differ."""
 _COMPARED = 32
-"""Earlier questions of a band that one is compared with: enough unless thousands come from one template."""
+"""Most earlier questions of a band that a question is compared with; too few only for thousands from one template."""
 
 
 def find_near_duplicates(texts: Sequence[str]) -> dict[int, int]:
-    """Return the places of questions that ask what an earlier one asks, each with the place of the first such one.
+    """Return the indices of questions that ask the same as an earlier one, each with the index of the first such one.
 
-    Alike is: the same figures, and enough runs of words in common. Each is compared with the first and the nearest of
-    the earlier ones of a band. Memory: about 150 bytes a text.
+    Near duplicates have the same figures and most runs of words in common. Each question is compared with the first
+    and the latest of the earlier ones in its bands. Memory: about 150 bytes a text.
     """
     if not texts:
         return {}
@@ -101,14 +101,14 @@ def find_near_duplicates(texts: Sequence[str]) -> dict[int, int]:
 
 
 def _group_equal(band: Hashes) -> list[NDArray[np.intp]]:
-    """Return the places of equal hashes, together and in order."""
+    """Group the indices of equal hashes, in order."""
     order = np.argsort(band, kind="stable")
     starts = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]]))
     return np.split(order, starts[1:])
 
 
 def _match(group: Sequence[int], texts: Sequence[str], found: dict[int, int]) -> None:
-    """Note for each of some texts the first of the earlier ones that it is like."""
+    """Record in `found` the first similar earlier text of each text in a group."""
     for position, place in enumerate(group[1:], 1):
         before = group[:position]
         near = before if len(before) <= _COMPARED else [*before[: _COMPARED // 2], *before[-_COMPARED // 2 :]]

@@ -1,1 +1,1 @@
-"""Grading files, and auditing versions."""
+"""Grading of answer files, and audits of dataset versions."""

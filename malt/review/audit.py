@@ -1,7 +1,7 @@
-"""Auditing a version: its leaves graded again by other graders, and what of its labels and rows would change.
+"""Audit of a version: grades its leaves with other graders, and counts the labels and rows that would change.
 
-No role is asked anything: the texts are in the version. A judge among the graders is asked through the store.
-Streams: some questions' trees in memory at a time.
+No generator, verifier or refiner is called: their texts are in the version. A judge's calls go through the store.
+Streams: some questions' trees are in memory at a time.
 """
 
 import asyncio
@@ -36,22 +36,22 @@ from malt.trees.pipeline import grade_text
 from malt.trees.tree import Address, Node, NodeStatus
 
 _TREES_AT_ONCE = 100
-"""Trees between two waits for all that is under way."""
+"""Trees graded in one window; the next window starts when all are done."""
 
 _OWN = "version"
-"""How the grades that the version has are named among the graders."""
+"""Name of the version's own grades among the graders."""
 
 _Regraded = dict[Address, Grade]
 
 
 class GraderVerdict(Recorded):
-    """What one grader made of a leaf."""
+    """Verdict of one grader on a leaf."""
 
     outcome: str
     read: str | None
-    """The final answer it read."""
+    """Final answer that the grader read."""
     said: str | None
-    """Its grounds, or why it does not know."""
+    """Explanation of the grade, or the reason why it is unknown."""
 
 
 class LeafDifference(Recorded):
@@ -64,57 +64,57 @@ class LeafDifference(Recorded):
 
 
 class GraderPair(Agreement):
-    """How far two graders agree over the leaves that were not cut off."""
+    """Agreement of two graders on the leaves that were not truncated."""
 
     graders: tuple[str, str]
 
 
 class RoleChange(Recorded):
-    """What would become of one role's labels and rows with another grader's grades."""
+    """Changes of one role's labels and rows under another grader's grades."""
 
     nodes: int = 0
     labels_changed: int = 0
-    """Nodes whose label would be another; gaining or losing one counts."""
+    """Nodes whose label would change; gaining or losing one counts."""
     sft_rows: int = 0
-    """As published."""
+    """SFT rows in the published version."""
     sft_added: int = 0
     sft_removed: int = 0
     dpo_pairs: int = 0
-    """As published."""
+    """Preference pairs in the published version."""
     dpo_added: int = 0
     dpo_removed: int = 0
 
 
 class AuditReport(Recorded):
-    """What other graders say of a version's leaves."""
+    """Comparison of a version's grades with those of other graders."""
 
     version: str
     graded_by: tuple[str, ...]
-    """The kinds behind the version's own grades."""
+    """Grader kinds behind the version's own grades."""
     kinds: tuple[str, ...]
-    """The graders it was compared with, each by itself."""
+    """Graders that the version was compared with, each on its own."""
     questions: int
     leaves: int
     truncated: int
-    """Leaves cut off at max_tokens: no grader sees them, and they are in no comparison."""
+    """Leaves truncated at max_tokens: no grader sees them, and no comparison counts them."""
     outcomes: dict[str, dict[str, int]]
-    """Leaves by grader, then by outcome; `version` is the version itself."""
+    """Number of leaves by grader, then by outcome; `version` stands for the version's own grades."""
     agreement: tuple[GraderPair, ...]
     differences: tuple[LeafDifference, ...]
     changes: dict[str, dict[Role, RoleChange]]
-    """By grader and role, if that grader's grades were the version's."""
+    """Changes by grader and role, if that grader's grades replaced the version's."""
     requests: int
-    """Sent to a judge."""
+    """Requests sent to a judge."""
     cost_usd: float | None
-    """What the judge cost; None where that is not known."""
+    """Cost of the judge; None where it is not known."""
     wall_s: float
 
 
 def audit(version: DatasetVersion, grading: GraderChoice, kinds: Sequence[GraderKind]) -> AuditReport:
-    """Grade a version's leaves again with each of the kinds by itself.
+    """Grade a version's leaves again with each grader kind on its own.
 
-    Raises `VersionError` where the version cannot be read, `InputError` for graders that cannot be used, and
-    `RunStopped` at a limit.
+    Raises `VersionError` if the version cannot be read, `InputError` for graders that cannot be used, and `RunStopped`
+    at a limit.
     """
     started, spec = time.perf_counter(), version.spec
     graders = {kind: OpenedGraders(grading.by(kind)) for kind in kinds}
@@ -150,11 +150,11 @@ async def _regrade(
 
 
 _TrainingRows = Mapping[str, set[tuple[Address, ...]]]
-"""One role's rows of one tree by the names of `RoleChange`, each by its nodes: of a pair the chosen one first."""
+"""One role's rows of one tree, by field of `RoleChange`; each row is its nodes' addresses, the chosen node first."""
 
 
 class _AuditCount:
-    """Counts what graders say, tree after tree."""
+    """Running counts of outcomes, agreement and changes over the audited trees."""
 
     def __init__(self, spec: RunSpec, kinds: Sequence[GraderKind]) -> None:
         self.spec = spec

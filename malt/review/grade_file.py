@@ -1,6 +1,6 @@
-"""Grading a file of answers: rows of question, reference and answer, perhaps with labels to compare the grades to.
+"""Grading of a file of answers: rows of question, reference and answer, with optional labels to compare grades to.
 
-The rows are written with their grades to one file, whole or not at all.
+The graded rows are written to one file, completely or not at all.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ _LABELS: Mapping[str, bool] = {
     **dict.fromkeys(("false", "0", "wrong", "incorrect", "no"), False),
 }
 _ROWS_AT_ONCE = 5_000
-"""Rows between two waits for all that is under way; what the store has of a judge is read for as many."""
+"""Rows graded in one window; the judge's stored replies are read for a window at once."""
 
 
 class AnswerRow(NamedTuple):
-    """One row: an answer to a question, and whether somebody found it right."""
+    """Row of the file: an answer to a question, and the label that says whether it is right."""
 
     row: Row
     question: Question
@@ -60,12 +60,12 @@ class GradedRow(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether grade and label contradict each other."""
+        """Whether grade and label are both known and contradict each other."""
         graded = self.grade.outcome.truth
         return None not in (graded, self.answered.label) and graded is not self.answered.label
 
     def as_columns(self) -> dict[str, JsonValue]:
-        """Return the row as it was read, with the grade's columns; a column of the same name gives way."""
+        """Return the row as it was read, with the grade's columns, which replace columns of the same name."""
         grade = self.grade
         return {
             **self.answered.row.values,
@@ -97,54 +97,54 @@ class UnknownRow(Recorded):
 
 
 class GradeReport(Recorded):
-    """What came of a file. The four outcomes add up to the rows."""
+    """Report on a graded file: right, wrong, unanswered and unknown rows add up to all rows."""
 
     file: str
     kinds: tuple[str, ...]
     rows: int
     right: int
     wrong: int
-    """Answers that are not right, those that no grader could read whole among them."""
+    """Answers that are not right, including those that no grader could read completely."""
     unread: int
-    """Wrong ones that no grader could read whole."""
+    """Wrong answers that no grader could read completely."""
     disputed: int
-    """Rows on which two ways of comparing mathematics disagree."""
+    """Rows on which two methods of comparing mathematics disagree."""
     unanswered: int
-    """No answer could be read; to be compared with a label this is wrong."""
+    """Rows in which no answer could be read; compared with a label they count as wrong."""
     unknown: int
-    """The graders failed, or none could use the reference."""
+    """Rows on which the graders failed, or for which none could use the reference."""
     unknown_rows: tuple[UnknownRow, ...]
     decided: dict[str, int]
-    """Rows by the grader whose grade it is; unknown ones left out."""
+    """Number of rows by the grader that decided, without unknown ones."""
     requests: int
-    """Sent to a judge."""
+    """Requests sent to a judge."""
     cost_usd: float | None
-    """What the judge cost; None where that is not known."""
+    """Cost of the judge; None where it is not known."""
     wall_s: float
 
 
 class LabelledReport(GradeReport):
-    """A report on a file with labels: rows without one are not compared, nor those whose grade is unknown."""
+    """Report on a file with labels. Rows without a label or with an unknown grade are not compared."""
 
     labelled: int
     compared: int
     """Labelled rows whose grade is known."""
     agreement: float | None
-    """Share of the compared rows whose grade is the label."""
+    """Share of the compared rows whose grade equals the label."""
     kappa: float | None
-    """Cohen's kappa; None where labels and grades all are one and the same, so that it says nothing."""
+    """Cohen's kappa; None where all labels and grades are the same value, so that kappa is undefined."""
     confusion: dict[str, dict[str, int]]
-    """Labelled rows by label, then by outcome."""
+    """Number of labelled rows by label, then by outcome."""
     disagreements: tuple[Disagreement, ...]
 
 
 def read_answers(source: str, columns: Mapping[str, str] = MappingProxyType({})) -> list[AnswerRow]:
-    """Read and check a whole file, .jsonl .json .csv .parquet, here or at an address.
+    """Read and check a whole file: .jsonl, .json, .csv or .parquet, on disk or at an address.
 
-    `columns` says which column holds `question`, `ground_truth`, `answer` or `label` where it is called otherwise.
+    `columns` maps `question`, `ground_truth`, `answer` or `label` to the file's own name for that column.
 
-    References are read as question files' are: what follows a last line's `####`, what is in a `\\boxed{}`, else all.
-    Raises `QuestionError` naming file and line.
+    References are read as in question files: the text after a last line's `####`, the content of a `\\boxed{}`, else
+    the whole text. Raises `QuestionError` naming file and line.
     """
     declared = QuestionSource(source=source, question="question", ground_truth="ground_truth")
     answers = [_read_answer(_rename_columns(row, columns), declared) for row in read_rows(source)]
@@ -154,7 +154,7 @@ def read_answers(source: str, columns: Mapping[str, str] = MappingProxyType({}))
 
 
 def _rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
-    """Add the columns under the names that are read. Raises `QuestionError` for one that is not there."""
+    """Add copies of the columns under the standard names. Raises `QuestionError` for a missing column."""
     if absent := [column for column in columns.values() if column not in row.values]:
         raise QuestionError(f"{row.place}: --column: no column {absent[0]!r}; it has: {join_names(row.values)}")
     return row._replace(values={**row.values, **{name: row.values[column] for name, column in columns.items()}})
@@ -172,7 +172,7 @@ def _read_answer(row: Row, declared: QuestionSource) -> AnswerRow:
 
 
 def _read_text(row: Row) -> str:
-    """Return the answer as it was written; one that is empty is an answer too."""
+    """Return the answer as it was written; an empty one is allowed."""
     answer = row.values["answer"]
     try:
         return answer if isinstance(answer, str) else read_cell(answer, "answer")
@@ -181,7 +181,7 @@ def _read_text(row: Row) -> str:
 
 
 def _read_label(row: Row) -> bool | None:
-    """Return whether the row is labelled right; None where it has no label."""
+    """Return True for a row labelled right, False for one labelled wrong, None without a label."""
     value = row.values.get("label")
     if value is None or value == "":
         return None
@@ -192,22 +192,22 @@ def _read_label(row: Row) -> bool | None:
 
 
 class GradedFile(NamedTuple):
-    """All rows with their grades, and the report on them."""
+    """Graded rows of a file, and the report on them."""
 
     rows: list[GradedRow]
     report: GradeReport
 
 
 def grade_file(source: str, grading: GraderChoice, columns: Mapping[str, str] = MappingProxyType({})) -> GradedFile:
-    """Grade a file's answers, read as `read_answers` says; a judge is asked through the store.
+    """Grade the answers of a file that `read_answers` can read; a judge's calls go through the store.
 
-    Raises `InputError` for what is wrong with file or graders, before any model call, and `RunStopped` at a limit.
+    Raises `InputError` for a faulty file or grader, before any model call, and `RunStopped` at a limit.
     """
     started = time.perf_counter()
     answers, graders = read_answers(source, columns), OpenedGraders(grading)
     rows: list[GradedRow] = []
 
-    async def grade_rows() -> None:  # returns none: `asyncio.run` formats what its task returns, which is slow
+    async def grade_rows() -> None:  # returns nothing: `asyncio.run` formats the result of its task, which is slow
         for start in range(0, len(answers), _ROWS_AT_ONCE):
             some = answers[start : start + _ROWS_AT_ONCE]
             rows.extend(map(GradedRow, some, await _grade_some(some, graders)))
@@ -266,7 +266,7 @@ def _count_outcomes(counts: Counter[tuple[bool | None, Outcome]], label: bool) -
 
 
 _POSSIBLE = (Outcome.RIGHT, Outcome.WRONG, Outcome.UNANSWERED, Outcome.UNKNOWN)
-"""What can become of a row: a file does not say what was cut off at max_tokens."""
+"""Outcomes that a row can have: without TRUNCATED, since a file does not say what was cut off at max_tokens."""
 
 
 def _name_label(label: bool | None) -> str:
@@ -285,7 +285,7 @@ def _describe_disagreement(row: GradedRow) -> Disagreement:
 
 
 def check_output(path: Path) -> None:
-    """Make sure that rows can be written there. Raises `InputError`."""
+    """Raise `InputError` if rows cannot be written to this path."""
     if path.suffix not in _WRITERS:
         raise InputError(f"--out {path}: cannot tell its format; it must end in {' or '.join(_WRITERS)}")
     if path.is_dir() or not path.parent.is_dir():
@@ -293,7 +293,7 @@ def check_output(path: Path) -> None:
 
 
 def write_graded(rows: Iterable[Columns], path: Path) -> None:
-    """Write rows in order; an earlier file, or a link, gives way once the new one is whole. Raises `InputError`."""
+    """Write rows in order; replaces an earlier file, or a link, once the new file is complete. Raises `InputError`."""
     try:
         with replacing(path) as file:
             _WRITERS[path.suffix](list(rows), file)
@@ -306,19 +306,19 @@ def _write_jsonl(rows: Sequence[Columns], file: BinaryIO) -> None:
 
 
 def _write_parquet(rows: Sequence[Columns], file: BinaryIO) -> None:
-    """Write columns; a row without one has null there. Raises `InputError` where a column's values share no type."""
+    """Write columns, null where a row lacks one. Raises `InputError` if a column's values have no common type."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns, what = {}, ""
+    columns, problem = {}, ""
     try:
         for name in dict.fromkeys(name for row in rows for name in row):
-            what = f"column {name!r} fits no Parquet type"
+            problem = f"column {name!r} fits no Parquet type"
             columns[name] = pa.array([clean_texts(row.get(name)) for row in rows])
-        what = "the rows fit no Parquet file"
+        problem = "the rows fit no Parquet file"
         parquet.write_table(pa.table(columns), file)
     except pa.ArrowException as error:
-        raise InputError(f"{what} ({error}); write a .jsonl file instead") from error
+        raise InputError(f"{problem} ({error}); write a .jsonl file instead") from error
 
 
 _WRITERS: Mapping[str, Callable[[Sequence[Columns], BinaryIO], None]] = {

@@ -1,4 +1,4 @@
-"""Graders chosen on a command line, grading many texts with them at once, and how far two of them agree."""
+"""Graders chosen on a command line, concurrent grading of many texts, and the agreement of two graders."""
 
 import asyncio
 from collections import Counter
@@ -29,11 +29,11 @@ from malt.text import find_close
 
 _KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
 _AT_ONCE = 64
-"""Texts being graded at a time, unless a judge's endpoint may be asked more."""
+"""Texts graded concurrently, or `limits.max_in_flight` if that is more."""
 
 
 class GraderChoice(NamedTuple):
-    """How to grade, and what a judge among the graders needs beside it."""
+    """Graders to use, with the prompts and limits that a judge among them needs."""
 
     evaluator: EvaluatorSpec
     prompts: str = "general"
@@ -44,7 +44,7 @@ class GraderChoice(NamedTuple):
         return cls(spec.evaluator, spec.prompts, spec.limits)
 
     def by(self, *kinds: GraderKind) -> "GraderChoice":
-        """Return the same with other kinds. Raises `ConfigError` where `python` lacks its function."""
+        """Return a copy with other grader kinds. Raises `ConfigError` for kind `python` without a function."""
         if "python" in kinds and self.evaluator.function is None:
             raise ConfigError(
                 "kind 'python' needs a config with [evaluator] function = \"module:function\"; give --config"
@@ -55,7 +55,7 @@ class GraderChoice(NamedTuple):
 
 
 def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequence[str]) -> GraderChoice:
-    """Return the grading that `malt grade` is told: the kinds, else a config's. Raises `ConfigError`."""
+    """Return the graders that `malt grade` uses: those of `kinds`, else those of the config. Raises `ConfigError`."""
     chosen = read_kinds(kinds, "--kind")
     if not chosen and config is None:
         raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(_KINDS)}")
@@ -64,11 +64,11 @@ def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequenc
 
 
 def _declared_grading(config: Path | None, overrides: Sequence[str], otherwise: GraderChoice) -> GraderChoice:
-    """Return how a config grades; `otherwise` where there is none. Raises `ConfigError`."""
+    """Return the graders of a config, or `otherwise` without a config. Raises `ConfigError`."""
     if config is not None:
         return GraderChoice.of(load_spec(config, overrides))
     if overrides:
-        raise ConfigError(f"-s {overrides[0]}: changes a key of a config, and there is none; give --config")
+        raise ConfigError(f"-s {overrides[0]}: changes a key of a config, but there is no config; give --config")
     return otherwise
 
 
@@ -80,16 +80,16 @@ def audit_grading(
     *,
     trust_code: bool = False,
 ) -> GraderChoice:
-    """Return how to grade a version again: as a config says, else as the version does, as far as that is trusted.
+    """Return the graders for grading a version again: those of a config, else the version's own if they are trusted.
 
-    Raises `InputError` where the version names code that is not, `VersionError` where it is from elsewhere and names a
-    judge that does not come with this project.
+    Raises `InputError` if the version names code that is not trusted, `VersionError` if it is from elsewhere and names
+    a judge other than the embedded model.
     """
     grading = _declared_grading(config, overrides, otherwise=GraderChoice.of(version.spec))
     evaluator = grading.evaluator
     if config is None and "python" in kinds and evaluator.function is not None:
         require_trust(version.reference, evaluator.function, trusted=trust_code)
-    # Whether nobody but the model that comes with this project is asked.
+    # Whether only the embedded model is called, which comes with this project.
     is_packaged = evaluator.model == embedded.NAME and evaluator.api_base is None and not evaluator.fallbacks
     if config is None and "llm" in kinds and not is_packaged:
         judge = f"a judge, {evaluator.model!r}, which would get its texts and a key"
@@ -98,23 +98,23 @@ def audit_grading(
 
 
 def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
-    """Read kinds, each alone or several with commas between. Raises `ConfigError` for one that there is not."""
+    """Parse grader kinds, repeated or separated by commas. Raises `ConfigError` for an unknown kind."""
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
     for name in names:
         if name not in _KINDS:
             close = find_close(name, _KINDS)
-            meant = f"did you mean {close}? " if close else ""
-            raise ConfigError(f"{option} {name}: no such kind of grader; {meant}Allowed: {', '.join(_KINDS)}")
+            meant = f"; did you mean {close}?" if close else "."
+            raise ConfigError(f"{option} {name}: no such kind of grader{meant} Allowed: {', '.join(_KINDS)}")
     if given and not names:
         raise ConfigError(f"{option} names no kind of grader; give one of {', '.join(_KINDS)}")
     return tuple(kind for kind in dict.fromkeys(names) if kind in _KINDS)
 
 
 class OpenedGraders:
-    """Graders ready to be asked, and what their judge has used."""
+    """Checked graders, and the usage of their judge."""
 
     def __init__(self, grading: GraderChoice) -> None:
-        """Check what the graders need, without asking a model. Raises an `InputError`."""
+        """Check what the graders need, without calling a model. Raises `InputError`."""
         self.grading = grading
         self._tallies: list[Tally] = []
         spec = grading.evaluator
@@ -134,7 +134,7 @@ class OpenedGraders:
         return used.total
 
     def for_questions(self, question_ids: Iterable[str]) -> tuple[Grader, ...]:
-        """Return the graders; the judge knows what the store has of these questions, and asks for the rest."""
+        """Return the graders; the judge uses stored replies for these questions, and asks for the rest."""
         spec = self.grading.evaluator
         if self._prompts is None:
             return graders_for(spec, None)
@@ -144,9 +144,9 @@ class OpenedGraders:
 
 
 async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limits) -> list[Grade]:
-    """Do all grading, many at once, and return the grades in order.
+    """Run all grading concurrently, and return the grades in order.
 
-    Where a judge cannot be asked, that grade is unknown. Raises `RunStopped`.
+    A failed request to a judge makes that grade unknown. Raises `RunStopped`.
     """
     grades, waiting = dict[int, Grade](), iter(enumerate(work))
 
@@ -156,27 +156,27 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
                 grades[place] = await grade()
             except RequestFailed as failure:
                 grades[place] = Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))
-            await asyncio.sleep(0)  # most graders never wait, and Ctrl-C is heard only between tasks
+            await asyncio.sleep(0)  # most graders never await, and Ctrl-C is handled only between tasks
 
     await gather_all(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
     return [grades[place] for place in range(len(work))]
 
 
 VerdictPairs = Counter[tuple[bool | None, bool | None]]
-"""Answers by what two graders say of them: right, wrong, or None where one does not know."""
+"""Number of answers by the verdicts of two graders: True for right, False for wrong, None for unknown."""
 
 
 class Agreement(Recorded):
-    """What two graders have in common."""
+    """Agreement of two graders."""
 
     compared: int
-    """Answers on which both have a verdict."""
+    """Answers on which both graders have a verdict."""
     unknown: int
-    """Answers left out because one of them has none."""
+    """Answers left out because a grader has no verdict."""
     agreement: float | None
     """Share of the compared answers with the same verdict; None where there are none."""
     kappa: float | None
-    """Cohen's kappa (Cohen 1960); None where chance alone agrees on everything, so that it says nothing."""
+    """Cohen's kappa (Cohen 1960); None where it is undefined, as chance alone gives full agreement."""
 
 
 def measure_agreement(verdicts: VerdictPairs) -> Agreement:

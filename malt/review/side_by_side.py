@@ -1,4 +1,4 @@
-"""Dataset versions side by side: how right their answers are, what they yield, and what they took."""
+"""Figures of dataset versions side by side: accuracy, training rows, tokens and cost."""
 
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS
@@ -7,25 +7,25 @@ from malt.datasets.version.dataset_version import DatasetVersion
 
 
 class Standing(Recorded):
-    """One version's figures; percentages are of the diagnosis, None where nobody graded that."""
+    """Figures of one version; percentages come from its diagnostics, None where nothing was graded."""
 
     version: str
     questions: int
-    """With a whole tree."""
+    """Questions with a whole tree."""
     generator_percent: float | None
-    """Right generations."""
+    """Percentage of right generations."""
     refiner_percent: float | None
-    """Right refinements."""
+    """Percentage of right refinements."""
     generations_vote_percent: float | None
     leaves_vote_percent: float | None
     lift_points: float | None
-    """Right refinements less right generations."""
+    """Percentage of right refinements minus that of right generations."""
     mixed_percent: float | None
-    """Questions with right and wrong leaves, which alone give pairs."""
+    """Percentage of questions with right and wrong leaves; only these give pairs."""
     rows: dict[Kind, int]
-    """Training rows of all roles, by kind."""
+    """Number of training rows of all roles, by kind."""
     tokens: int | None
-    """Prompt and completion of all roles; None where a provider told less."""
+    """Prompt and completion tokens of all roles; None where a provider did not report them."""
     cost_usd: float | None
     tokens_per_sft_row: float | None
     cost_per_sft_row: float | None

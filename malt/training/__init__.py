@@ -1,1 +1,1 @@
-"""Training: a dataset version becomes a model version. torch is imported by `worker` alone, in a process of its own."""
+"""Training: a dataset version becomes a model version. Only the training process, `worker`, imports torch."""

@@ -1,4 +1,4 @@
-"""What is trained: a base model by its content, as a folder that transformers loads."""
+"""Base models: found by name, identified by content, and unpacked into a folder that transformers loads."""
 
 import re
 from pathlib import Path
@@ -12,25 +12,25 @@ from malt.llm.provider import embedded
 _WEIGHTS = "model.safetensors"
 _NEEDED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
           "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt", "*.model")  # fmt: skip
-"""Files of a model on the Hub that are fetched: no code, no pickles."""
+"""Files to fetch of a model on the Hub: no code, no pickles."""
 _LONE_DIGITS = {"smollm", "starcoder", "refact", "command-r"}
-"""llama.cpp's names of tokenizers that take every digit by itself."""
+"""llama.cpp's names of tokenizers that split numbers into single digits."""
 
 
 class Base(NamedTuple):
     """A base model."""
 
     name: str
-    """As the config has it."""
+    """Name in the config."""
     sha256: str
-    """Of the GGUF file, or over the files of the folder."""
+    """Digest of the GGUF file, or over the files of the folder."""
     gguf: Path | None
     folder: Path
-    """Where transformers finds it; made out of the GGUF file where that is not done yet."""
+    """Folder that transformers loads; `unpack` makes it from the GGUF file where it is missing."""
 
 
 def find_base(name: str, bases_dir: Path) -> Base:
-    """Find a base and its digest. Downloads what is on the Hub; raises `ConfigError` where there is none."""
+    """Find a base, downloading one that is on the Hub, and its digest. Raises `ConfigError` where there is none."""
     if embedded.is_embedded(name):
         path = embedded.find_weights(name)
         sha256 = cached_sha256(path)
@@ -51,7 +51,7 @@ def _digest_folder(folder: Path) -> str:
 
 
 def _download(name: str) -> Path:
-    """Return the folder of a model on the Hub, fetched into its usual cache where it is not there."""
+    """Return the folder of a model in the Hub's local cache; download the model where it is missing."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ConfigError(f"[train] base = {name!r} is neither `embedded`, a folder, nor a name on the Hub")
     from huggingface_hub import snapshot_download
@@ -60,12 +60,12 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"[train] base = {name!r} is no folder here, and not to be had from the Hub: {reason}"
+        raise ConfigError(f"[train] base = {name!r} is no local folder, and cannot be fetched from the Hub: {reason}"
                           ) from error  # fmt: skip
 
 
 def unpack(base: Base) -> Path:
-    """Return the folder of a base, made out of its GGUF file where it is not there yet; at once, or not at all."""
+    """Return a base's folder; where it is missing, unpack the GGUF file into it atomically."""
     if base.gguf is None or (base.folder / "config.json").is_file():
         return base.folder
     with staging_in(base.folder.parent) as staging:
@@ -74,20 +74,20 @@ def unpack(base: Base) -> Path:
         try:
             staging.rename(base.folder)
         except OSError:
-            if not (base.folder / "config.json").is_file():  # else another process was quicker
+            if not (base.folder / "config.json").is_file():  # else another process unpacked it first
                 raise
     return base.folder
 
 
 def _write_folder(path: Path, folder: Path) -> None:
-    """Write a GGUF file's weights, config and tokenizer as transformers has them."""
+    """Write a GGUF file's weights, config and tokenizer in transformers' formats."""
     import numpy as np
     from safetensors.numpy import save_file
     from transformers import LlamaConfig
 
     from malt.models import gguf
 
-    reader = gguf.opened(path)
+    reader = gguf.open_gguf(path)
     tensors = {name: np.ascontiguousarray(weights, np.float16) for name, weights in gguf.weights_in(reader)}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     tokenizer = _read_tokenizer(path, gguf.value_of(reader, "tokenizer.ggml.pre"))
@@ -97,12 +97,12 @@ def _write_folder(path: Path, folder: Path) -> None:
 
 
 def _read_tokenizer(path: Path, kind: str | None) -> Any:  # noqa: ANN401 - transformers is not typed
-    """Read a GGUF file's tokenizer; it pads with a token that does not also end texts."""
+    """Read a GGUF file's tokenizer; where possible, pad with a token other than the end-of-text token."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    if kind in _LONE_DIGITS:  # which transformers reads over
+    if kind in _LONE_DIGITS:  # transformers ignores this field
         alone = pre_tokenizers.Digits(individual_digits=True)
         by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, by_bytes])

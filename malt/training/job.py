@@ -1,6 +1,6 @@
-"""RoleJob: all that one role's training depends on, and what came of it. It travels to the training process as JSON.
+"""RoleJob: everything that one role's training depends on, sent to the training process as JSON; and its result.
 
-Its rows are described here as the versions' manifests have them, and measured as the base's tokenizer reads them.
+Rows are described from the dataset versions' manifests, and measured with the base's tokenizer.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from malt.training.base import Base
 
 _CHANGE_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
 LOCK = ".lock"
-"""Held by the process that trains."""
+"""Lock file that the training process holds."""
 RESULT_FILE = "result.json"
 BASES = "bases"
 """Folder of unpacked bases, beside those of jobs."""
@@ -34,19 +34,19 @@ FINAL = "final"
 
 
 class StageRows(BaseModel):
-    """Dataset versions' rows for one stage."""
+    """Rows of the dataset versions for one stage."""
 
     model_config = ConfigDict(frozen=True)
 
     paths: tuple[Path, ...]
-    """A file a version, in the versions' order."""
+    """One file for each version that has rows, in the versions' order."""
     rows: int
     sha256: str
-    """Of the rows' values."""
+    """Digest of the rows' values."""
 
 
 class RoleJob(BaseModel):
-    """One role's training."""
+    """Training of one role."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,11 +56,11 @@ class RoleJob(BaseModel):
     files: dict[Stage, StageRows]
     train: TrainSpec
     training_dir: Path
-    """Folder of the models' name, with one for each job."""
+    """Folder of the models' name; each job has a folder in it."""
 
     @property
     def inputs_sha256(self) -> str:
-        """Digest of all that makes the role's weights what they are, the machine and its libraries apart."""
+        """Digest of everything that determines the role's weights, except the machine and its libraries."""
         unused = {stage for stage in ("sft", "dpo") if stage not in self.stages}
         settings: dict[str, Any] = self.train.model_dump(mode="json", exclude=_CHANGE_NO_WEIGHT | unused)
         return digest(
@@ -75,7 +75,7 @@ class RoleJob(BaseModel):
 
     @property
     def work(self) -> Path:
-        """Folder of its own: checkpoints, and in the end what goes into the model version."""
+        """Folder of this job: its checkpoints, and in the end the files for the model version."""
         return self.training_dir / f"{self.role}-{self.inputs_sha256[:16]}"
 
     @property
@@ -84,7 +84,7 @@ class RoleJob(BaseModel):
 
 
 class RoleResult(BaseModel):
-    """What came of a job."""
+    """Result of a job."""
 
     stages: tuple[StageResult, ...]
     samples: tuple[Sample, ...]
@@ -93,7 +93,7 @@ class RoleResult(BaseModel):
 
 
 def lock_of_base(folder: Path) -> Path:
-    """Return the file that processes lock which use an unpacked base: beside it, so that it outlasts the folder."""
+    """Return the lock file of an unpacked base; it is beside the folder, so that it outlasts the folder."""
     return Path(f"{folder}{LOCK}")
 
 
@@ -132,7 +132,7 @@ def _describe_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage)
     return StageRows(paths=tuple(entries), rows=sum(entry.rows or 0 for entry in entries.values()), sha256=sha256)
 
 
-# Its rows on their way to a trainer: read, measured with the base's tokenizer and chat template, too long ones found.
+# The rows of a job: read, and measured with the base's tokenizer and chat template.
 
 _Row = Mapping[str, Any]
 ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
@@ -140,19 +140,20 @@ _TOO_LONG = "longer than max_length"
 
 
 class Measured(NamedTuple):
-    """A stage's rows and how long they are."""
+    """Rows of a stage, and their lengths."""
 
     rows: list[dict[str, Any]]
-    """Those to train on: prompt and answers alone."""
+    """Rows to train on, with only their prompt and answers."""
     lengths: list[int]
-    """Of all rows: tokens of the prompt with the longest answer."""
+    """Length of every row, in tokens: the prompt with the longest answer."""
     tokens: int
-    """Of those to train on, every text counted."""
+    """Tokens of the rows to train on, the prompt counted with every answer."""
     lost: dict[str, int]
+    """Rows left out, by reason."""
 
 
 def measure_rows(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
-    """Read and measure a stage's rows. Nothing is refused here."""
+    """Read and measure a stage's rows, and leave out those longer than `max_length`."""
     answers = ANSWERS[stage]
     limit = job.train.settings_of(stage).max_length
     kept, lengths, tokens = [], [], 0
@@ -174,7 +175,7 @@ def _count_tokens(tokenizer: Any, prompt: Sequence[_Row], answer: Sequence[_Row]
 
 
 def find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
-    """Say why rows are not trained: some would lose their end and may not be left out, or none is left; else None."""
+    """Return why a stage must not be trained: too long rows may not be left out, or no row is left; else None."""
     settings, lost, key = job.train.settings_of(stage), found.lost.get(_TOO_LONG, 0), f"train.{stage}"
     longer = f"{len(found.lengths)} {stage} rows are longer than {key}.max_length = {settings.max_length} tokens"
     if lost and settings.too_long == "refuse":
@@ -189,21 +190,21 @@ def spread(lengths: Iterable[int]) -> dict[str, int]:
     return {"shortest": ordered[0], "median": ordered[len(ordered) // 2], "longest": ordered[-1]} if ordered else {}
 
 
-# What training leaves that can be made again: folders of jobs that nobody goes on with, and unpacked bases.
+# Leftovers of training that can be made again: folders of abandoned jobs, and unpacked bases.
 
 
 class Leftovers(NamedTuple):
-    """How much there is, or was."""
+    """Number and size of the folders that were found, or deleted."""
 
     folders: int
     folder_bytes: int
 
 
 def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) -> Leftovers:
-    """Count, or remove, folders below `training/` in which nothing has changed for so long and nobody works."""
+    """Count, or delete, the folders below `training/` that no process uses and that have not changed for so long."""
     before, folders, sizes = time.time() - older_than_s, 0, 0
     for folder in sorted(path for path in settings.training_dir.glob("*/*") if path.is_dir()):
-        with _unused(folder) as is_unused:
+        with _lock_unused(folder) as is_unused:
             if is_unused and last_touched(folder) < before:
                 folders, sizes = folders + 1, sizes + size_of(folder)
                 if delete:
@@ -212,8 +213,8 @@ def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) ->
 
 
 @contextmanager
-def _unused(folder: Path) -> Iterator[bool]:
-    """Keep training processes out of a job's folder, or an unpacked base; say whether none is in it."""
+def _lock_unused(folder: Path) -> Iterator[bool]:
+    """Lock training processes out of a job's folder or an unpacked base; yield False where one uses it."""
     is_base = folder.parent.name == BASES
     lock = lock_of_base(folder) if is_base else folder / LOCK
     if not is_base and not lock.exists():

@@ -1,4 +1,4 @@
-"""What training a version would take: rows and tokens as counted, memory and time as reckoned from a short probe."""
+"""Quote for training a version: rows and tokens are counted; memory and time are estimated from a short probe."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +12,16 @@ from malt.datasets.measures import LengthCounts
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.training.job import ANSWERS, RoleJob, StageRows, find_rows, name_skipped
 from malt.training.process import check_installed, list_missing, run_jobs
-from malt.training.run import known_role, nothing_to_train, prepare
+from malt.training.run import find_trained_role, nothing_to_train, prepare
 
 _ADAM_BYTES = 16
-"""Of a trained number: itself, its gradient and Adam's two averages, as 32-bit numbers."""
+"""Bytes for each trained parameter: its value, its gradient and Adam's two moments, as 32-bit floats."""
 _EFFICIENCY = 0.5
-"""Of the probe's speed that training reaches; norms, attention and the output layer take the rest."""
+"""Share of the probe's speed that training reaches; norms, attention and the output layer take the rest."""
 
 
 class StageRowsPlan(BaseModel):
-    """How much one stage would train on."""
+    """Rows and tokens that one stage would train on."""
 
     rows: int
     median: int
@@ -29,38 +29,38 @@ class StageRowsPlan(BaseModel):
     """Tokens of the longest row, answer included."""
     max_length: int
     tokens: int
-    """Of the rows to be trained, once each."""
+    """Tokens of the rows to train on, in one epoch."""
     steps: int
 
 
 class StagePlan(StageRowsPlan):
-    """What training one stage would take."""
+    """Quote for training one stage."""
 
     trained: int
     lost: dict[str, int]
     refused: str | None
-    """Why it would not be trained as declared."""
+    """Why the stage would not be trained as declared; None where it would."""
     shortest: int
     memory_gb: float
     seconds: float
 
 
 class RoleTrainingPlan(BaseModel):
-    """What training one role would take."""
+    """Quote for training one role."""
 
     known: bool
-    """A model version has it: nothing would be trained."""
+    """Whether a model version has the role already, so that nothing would be trained."""
     stages: dict[str, StagePlan]
 
 
 class RoleRowsPlan(BaseModel):
-    """How much one role would train on."""
+    """Rows and tokens that one role would train on."""
 
     stages: dict[Stage, StageRowsPlan]
 
 
 class RowsPlan(BaseModel):
-    """What `malt train --plan` says without the packages that train: lengths are as the dataset counted them."""
+    """Output of `malt train --plan` where training packages are missing; lengths come from the dataset's manifest."""
 
     models: str
     dataset: str
@@ -68,11 +68,11 @@ class RowsPlan(BaseModel):
     skipped: list[str]
     roles: dict[Role, RoleRowsPlan]
     missing: list[str]
-    """Packages that the rest needs."""
+    """Packages that a full plan needs."""
 
 
 class TrainPlan(BaseModel):
-    """What `malt train --plan` says."""
+    """Output of `malt train --plan`."""
 
     models: str
     dataset: str
@@ -85,21 +85,21 @@ class TrainPlan(BaseModel):
     skipped: list[str]
     memory_gb: float
     seconds: float
-    """Of what would be trained; reckoned, and easily wrong by half."""
+    """Estimated seconds of training; easily wrong by half."""
 
 
 def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainPlan:
-    """Quote training a version. Trains nothing, and writes nothing but the unpacked base and a log."""
+    """Quote training a version. Trains nothing; writes only the unpacked base, the jobs' files and a log."""
     check_installed()  # before a base is downloaded
     prepared = prepare(version, spec, settings)
     events = list[Mapping[str, Any]]()
     run_jobs("plan", prepared.jobs, events.append)
-    told = {(event["role"], event["stage"]): event for event in events if event["event"] == "measured"}
+    measured = {(event["role"], event["stage"]): event for event in events if event["event"] == "measured"}
     [facts] = [event for event in events if event["event"] == "facts"]
     roles = {
         job.role.value: RoleTrainingPlan(
-            known=known_role(job, prepared) is not None,
-            stages={stage: _plan_stage(job, told[job.role, stage], facts) for stage in job.stages},
+            known=find_trained_role(job, prepared) is not None,
+            stages={stage: _plan_stage(job, measured[job.role, stage], facts) for stage in job.stages},
         )
         for job in prepared.jobs
     }
@@ -120,7 +120,7 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
 
 
 def plan_rows(version: DatasetVersion, spec: TrainSpec) -> RowsPlan:
-    """Say how many rows training has, and about how long they are. Raises `NothingToTrain`."""
+    """Count the rows of every stage, and estimate their tokens. Raises `NothingToTrain`."""
     found = find_rows([version], spec)
     stages = {role: _plan_rows_of(version, spec, role, rows) for role, rows in found.items()}
     if not any(stages.values()):
@@ -156,22 +156,22 @@ def count_steps(settings: StageSettings, rows: int) -> int:
     return round(settings.epochs * -(-rows // settings.batch_size))
 
 
-def _plan_stage(job: RoleJob, told: Mapping[str, Any], facts: Mapping[str, Any]) -> StagePlan:
-    stage = told["stage"]
+def _plan_stage(job: RoleJob, found: Mapping[str, Any], facts: Mapping[str, Any]) -> StagePlan:
+    stage = found["stage"]
     settings = job.train.settings_of(stage)
-    operations = settings.epochs * told["tokens"] * _count_work(job, stage, facts)
+    operations = settings.epochs * found["tokens"] * _count_work(job, stage, facts)
     return StagePlan(
-        **{name: told[name] for name in ("trained", "lost", "refused", "shortest", "median", "longest", "tokens")},
+        **{name: found[name] for name in ("trained", "lost", "refused", "shortest", "median", "longest", "tokens")},
         rows=job.files[stage].rows,
         max_length=settings.max_length,
-        steps=count_steps(settings, told["trained"]),
-        memory_gb=round(_count_memory(job, settings, told, facts) / 1e9, 1),
+        steps=count_steps(settings, found["trained"]),
+        memory_gb=round(_count_memory(job, settings, found, facts) / 1e9, 1),
         seconds=round(operations / facts["flops"] / _EFFICIENCY, 1),
     )
 
 
 def _count_work(job: RoleJob, stage: str, facts: Mapping[str, Any]) -> float:
-    """Return the floating-point operations that a token takes: forward, backward, and the reference's forward."""
+    """Return the floating-point operations for one token: each forward and backward, and for DPO the reference's."""
     forward: float = 2 * facts["parameters"]
     depth = facts["layers"]
     upper = min(job.train.lora.layers or depth, depth) / depth
@@ -180,14 +180,14 @@ def _count_work(job: RoleJob, stage: str, facts: Mapping[str, Any]) -> float:
     return forward + backward + again + (forward if stage == "dpo" else 0)
 
 
-def _count_memory(job: RoleJob, settings: StageSettings, told: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
-    """Return the bytes that a stage takes: weights, what is trained of them, and what a batch leaves for backward."""
+def _count_memory(job: RoleJob, settings: StageSettings, found: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
+    """Return the bytes that a stage needs: weights, optimiser state, and a batch's activations."""
     size = 4 if job.train.adapter == "full" or job.train.dtype == "float32" else 2
-    weights = facts["parameters"] * size * (2 if told["stage"] == "dpo" and job.train.adapter == "full" else 1)
+    weights = facts["parameters"] * size * (2 if found["stage"] == "dpo" and job.train.adapter == "full" else 1)
     trained = facts["trainable"] * _ADAM_BYTES
-    texts = 2 if told["stage"] == "dpo" else 1
-    at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size, told["trained"])
-    tokens = at_once * texts * min(told["longest"], settings.max_length)
+    texts = 2 if found["stage"] == "dpo" else 1
+    at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size, found["trained"])
+    tokens = at_once * texts * min(found["longest"], settings.max_length)
     layers = 1 if job.train.gradient_checkpointing else min(job.train.lora.layers or facts["layers"], facts["layers"])
     kept = layers * (14 * facts["hidden"] + 6 * facts["intermediate"]) * 4
     return float(weights + trained + tokens * kept + facts["resident"])

@@ -1,4 +1,4 @@
-"""What a base, a machine and a trained role are: sizes, speed of matrices, texts and likeliest first tokens.
+"""Measurements for plans (a base's sizes, the machine's speed), and sample answers of a trained role.
 
 Imports torch.
 """
@@ -24,7 +24,7 @@ _MATRIX_ROWS = 1024
 
 
 def probe(job: RoleJob) -> dict[str, Any]:
-    """Return what memory and time depend on; no weight is loaded."""
+    """Return the figures that memory and time depend on, without loading weights."""
     from malt.training.stages import make_lora
 
     config = AutoConfig.from_pretrained(job.base.folder, trust_remote_code=False)
@@ -51,7 +51,7 @@ def _name_device() -> str:
 
 
 def _measure_speed(rows: int, columns: int, dtype: torch.dtype) -> float:
-    """Return floating-point operations a second of matrices this size."""
+    """Return the floating-point operations per second of a matrix product of this size."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
     left = torch.ones(_MATRIX_ROWS, rows, dtype=dtype, device=place)
     right = torch.ones(rows, columns, dtype=dtype, device=place)
@@ -64,21 +64,21 @@ def _measure_speed(rows: int, columns: int, dtype: torch.dtype) -> float:
 
 
 def _measure_memory() -> int:
-    """Return the bytes that this process takes before any weight is loaded."""
+    """Return the peak memory of this process in bytes, before any weight is loaded."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-# What base and trained role say to prompts of the training rows.
+# Answers of the base and of the trained role to prompts of the training rows.
 
 _PROMPTS = 2
 _LONGEST = 48
-"""Tokens of a text; longer ones are cut."""
+"""Tokens after which an answer is cut off."""
 _LIKELIEST = 5
-"""First tokens whose log-probabilities are kept."""
+"""Number of first tokens whose log-probabilities are recorded."""
 
 
 def sample_texts(job: RoleJob, trained: Path, rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> tuple[Sample, ...]:  # noqa: ANN401 - transformers is not typed
-    """Ask base and trained role for the first prompts that differ."""
+    """Answer the first distinct prompts with the base and with the trained role."""
     model = _load(job.base.folder)
     if job.train.adapter == "lora":
         model = PeftModel.from_pretrained(model, trained)
@@ -110,11 +110,11 @@ def _different_prompts(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[
 
 
 def _answer(model: Any, tokenizer: Any, prompt: list[dict[str, str]]) -> tuple[str, dict[str, float]]:  # noqa: ANN401
-    """Return a greedy text, and the likeliest first tokens with their log-probabilities."""
-    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    asked = asked.to(model.device)
+    """Return a greedy answer, and its likeliest first tokens with their log-probabilities."""
+    inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs = inputs.to(model.device)
     with torch.no_grad():
-        said = model.generate(**asked, max_new_tokens=_LONGEST, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        first = torch.log_softmax(model(**asked).logits[0, -1].float(), -1).topk(_LIKELIEST)
+        output = model.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        first = torch.log_softmax(model(**inputs).logits[0, -1].float(), -1).topk(_LIKELIEST)
     likely = {tokenizer.decode([token]): value for value, token in zip(*map(torch.Tensor.tolist, first), strict=True)}
-    return tokenizer.decode(said[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip(), likely
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip(), likely

@@ -1,4 +1,4 @@
-"""The training process as its parent sees it: started, followed, stopped; never longer alive than its parent."""
+"""Control of the training process: start it, read its events, stop it. It never outlives its parent."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ _Task = Literal["train", "plan"]
 Tell = Callable[[Mapping[str, Any]], None]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "gguf")
 _STOP_S = 120.0
-"""Seconds a process may take to leave a checkpoint once it is told to stop."""
+"""Grace period in seconds in which a stopped process may save a checkpoint."""
 DONE, REFUSED, STOPPED = 0, 2, 130
 _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -31,43 +31,43 @@ _QUIET = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Of the training process, unless set: all it needs is here, a GPU adds up in one order, threads that wait sleep."""
+"""Defaults of the training process's environment: quiet, offline, deterministic sums on a GPU, no busy waiting."""
 _LAST_LINES = 3
-"""Of the log, that an error quotes."""
-_TOLD_TO_STOP = "training was told to stop; run again to go on from its last checkpoint"
+"""Number of the log's last lines that an error quotes."""
+_STOP_MESSAGE = "training was stopped; run again to resume from its last checkpoint"
 
 
 class Stopper:
-    """Tells training processes to leave a checkpoint and end: those that run, and any that would begin later."""
+    """Stops training processes at a checkpoint: those that run, and any that are added later."""
 
     def __init__(self) -> None:
-        self._told = threading.Event()
+        self._stopping = threading.Event()
         self._processes = list[subprocess.Popen[bytes]]()
 
     @property
-    def is_told(self) -> bool:
-        return self._told.is_set()
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
 
     def stop(self) -> None:
-        """Stop; whoever waits for a process, or in `wait`, gets `RunStopped`."""
-        self._told.set()
+        """Terminate all processes; a caller in `run_jobs` or `wait` gets `RunStopped`."""
+        self._stopping.set()
         for process in self._processes:
             process.terminate()
 
     def wait(self, seconds: float = 0.0) -> None:
-        """Wait a while. Raises `RunStopped` once `stop` was called."""
-        if self._told.wait(seconds):
-            raise RunStopped(_TOLD_TO_STOP)
+        """Wait for `seconds`. Raises `RunStopped` once `stop` was called."""
+        if self._stopping.wait(seconds):
+            raise RunStopped(_STOP_MESSAGE)
 
     def add(self, process: "subprocess.Popen[bytes]") -> None:
-        """Let a process be stopped: at once, where `stop` was called while it began."""
+        """Register a process; terminate it at once where `stop` was called already."""
         self._processes.append(process)
-        if self.is_told:
+        if self.is_stopping:
             process.terminate()
 
 
 def list_missing() -> list[str]:
-    """Name the packages of the extra `train` that are not installed; nothing is imported."""
+    """Return the packages of the extra `train` that are not installed, without importing any."""
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
@@ -78,10 +78,10 @@ def check_installed() -> None:
 
 
 def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = None) -> None:
-    """Train roles, or measure their rows, in a process of its own; training goes on from the last checkpoints.
+    """Train roles, or measure their rows, in a separate process; training resumes from the last checkpoints.
 
-    Raises `ConfigError` for rows that are refused, `TrainingFailed` where the process ended otherwise, and
-    `RunStopped` where it was told to stop. What it had stays in the jobs' folders.
+    Raises `ConfigError` for rows that are refused, `RunStopped` where the process was stopped, and `TrainingFailed`
+    where it failed otherwise. Checkpoints stay in the jobs' folders.
     """
     log, refusal, stopper = jobs[0].work / "log.txt", "", stopper or Stopper()
     stopper.wait()
@@ -94,12 +94,12 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper 
         code = process.wait()
     if code == REFUSED and refusal:
         raise ConfigError(refusal)
-    if code == STOPPED or stopper.is_told:
-        raise RunStopped(_TOLD_TO_STOP)
+    if code == STOPPED or stopper.is_stopping:
+        raise RunStopped(_STOP_MESSAGE)
     if code:
         raise TrainingFailed(
-            f"training ended with {_describe_end(code)}; what it had is kept, run again to go on. {log} has the whole "
-            f"story; it ends: {_quote_end(log)}"
+            f"training ended with {_describe_end(code)}; its checkpoints are kept, run again to resume. The log {log} "
+            f"ends: {_quote_end(log)}"
         )
 
 
@@ -121,7 +121,7 @@ def _start(task: _Task, files: Sequence[Path], log: Path) -> "subprocess.Popen[b
 
 @contextmanager
 def _stop_together(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """End the process when the caller is interrupted: politely, so that it leaves a checkpoint."""
+    """Stop the process when the caller is interrupted, first with SIGTERM, so that it saves a checkpoint."""
     try:
         yield
     except BaseException:
@@ -138,9 +138,9 @@ def _stop_together(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 
 def _read_events(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
-    """Yield what a process tells, a line at a time."""
+    """Yield a process's events, one JSON line each."""
     for line in process.stdout or ():
-        with suppress(ValueError):  # cut off as it was killed
+        with suppress(ValueError):  # a line cut off when the process was killed
             yield json.loads(line)
 
 
@@ -150,6 +150,6 @@ def _describe_end(code: int) -> str:
 
 def _quote_end(log: Path) -> str:
     if not log.exists():
-        return "(it is gone: another training of the same has ended and removed the folder)"
+        return "(the log is gone: another training of the same inputs has ended and removed the folder)"
     lines = log.read_text(errors="replace").strip().splitlines()
     return " | ".join(line.strip() for line in lines[-_LAST_LINES:])

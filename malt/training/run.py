@@ -1,4 +1,4 @@
-"""Training a dataset version: a job a role, in a process apart, then a model version of what came of them."""
+"""Training of a dataset version: one job for each role, in a separate process, then a model version of the results."""
 
 import os
 import socket
@@ -35,14 +35,14 @@ from malt.training.job import (
 from malt.training.process import Stopper, Tell, check_installed, run_jobs
 
 _LOOK_EVERY_S = 0.5
-"""How often who waits for another training looks whether that has ended."""
+"""Interval in seconds at which a waiting training tries the lock again."""
 
 
 class Prepared(NamedTuple):
-    """All that training a version needs, looked at before anything is trained."""
+    """Inputs of a training, read and checked before anything is trained."""
 
     versions: list[DatasetVersion]
-    """Whose rows are trained on; the last one names what comes of it."""
+    """Dataset versions to train on; the last one names the models, unless `train` does."""
     train: TrainSpec
     base: Base
     jobs: list[RoleJob]
@@ -55,19 +55,19 @@ class Prepared(NamedTuple):
 
 
 class RoleSummary(BaseModel):
-    """What came of one role."""
+    """Result of one role."""
 
     rows: int
     steps: int
     loss_first: float
     loss_last: float
     cached: bool
-    """Nothing was trained: a model version had it."""
+    """Whether a model version had the role already, so that nothing was trained."""
     stages: dict[str, StageResult]
 
 
 class TrainSummary(BaseModel):
-    """What `malt train --json` says."""
+    """Output of `malt train --json`."""
 
     models: str
     version: int
@@ -85,9 +85,9 @@ def train(
 ) -> TrainSummary:  # fmt: skip
     """Train the roles of a dataset version; `spec` is by default the `[train]` that the version was declared with.
 
-    `earlier` versions' rows come before its own. Trains nothing that a model version has already. Raises `ConfigError`
-    before anything is trained for what cannot be, `NothingToTrain`, and `TrainingFailed`; interrupted, it goes on where
-    it stopped when it is called again. One at a time trains models of a name; the next one waits.
+    `earlier` versions' rows come before its own. Roles that a model version has already are not trained again, and an
+    interrupted training resumes when called again. A second training of the same name waits for the first. Raises
+    `ConfigError` before anything is trained where it cannot be, `NothingToTrain`, and `TrainingFailed`.
     """
     prepared = prepare(version, spec, settings or Settings(), earlier)
     return train_prepared(prepared, partial(train_jobs, tell=tell), publish, tell)
@@ -100,31 +100,31 @@ def train_prepared(
     tell: Tell,
     stopper: Stopper | None = None,
 ) -> TrainSummary:
-    """Train and publish what no model version has, once nobody else trains models of this name.
+    """Train the roles that no model version has, and publish, under the lock of the models' name.
 
-    The two steps are given: in this process, or as task runs. Raises `RunStopped` where `stopper` was told.
+    The two steps are arguments: they run in this process, or as task runs. Raises `RunStopped` once `stopper` stops.
     """
     started = time.monotonic()
     with _hold_lock(prepared.settings.training_dir / prepared.name, tell, stopper or Stopper()):
         if (published := find_trained(prepared)) is not None:
             return summarise(prepared, published, set(published.manifest.roles), time.monotonic() - started)
         check_installed()
-        known = {job.role: known_role(job, prepared) for job in prepared.jobs}
+        known = {job.role: find_trained_role(job, prepared) for job in prepared.jobs}
         train_roles([job for job in prepared.jobs if known[job.role] is None])
-        published = publish_roles(prepared, {job.role: known[job.role] or _result_of(job) for job in prepared.jobs})
+        published = publish_roles(prepared, {job.role: known[job.role] or _read_result(job) for job in prepared.jobs})
         cached = {role for role, trained in known.items() if trained}
         return summarise(prepared, published, cached, time.monotonic() - started)
 
 
 @contextmanager
 def _hold_lock(folder: Path, tell: Tell, stopper: Stopper) -> Iterator[None]:
-    """Hold the lock of a name, once who has it has published; tell of whom is waited for."""
-    lock, told = FileLock(folder / LOCK, f"process {os.getpid()} on {socket.gethostname()}"), False
+    """Hold the lock of a models' name; where another training holds it, report the holder once, and wait."""
+    lock, is_reported = FileLock(folder / LOCK, f"process {os.getpid()} on {socket.gethostname()}"), False
     try:
         while (holder := lock.take()) is not None:
-            if not told:
+            if not is_reported:
                 tell({"event": "waiting", "models": folder.name, "holder": holder or "another training"})
-            told = True
+            is_reported = True
             stopper.wait(_LOOK_EVERY_S)
         yield
     finally:
@@ -133,7 +133,7 @@ def _hold_lock(folder: Path, tell: Tell, stopper: Stopper) -> Iterator[None]:
 
 def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Sequence[str] = ()) -> TrainSpec:
     """Return how to train a version. Raises `ConfigError` for a config or an override that is wrong, and
-    `VersionError` for a version from elsewhere whose config names another base than the one that comes with us.
+    `VersionError` for a version from elsewhere whose own config names a base other than `embedded`.
     """
     if config is not None:
         return load_spec(config, overrides).train
@@ -170,13 +170,13 @@ def prepare(
 
 
 def nothing_to_train(version: DatasetVersion) -> NothingToTrain:
-    """Return the error that no version has a row for any declared stage."""
+    """Return the error for versions without a row for any declared stage."""
     why = f"{version.reference} has no row for any stage that [train] names"
     return NothingToTrain(f"{why}: grow more questions, or lower credit.threshold")
 
 
 def find_trained(prepared: Prepared) -> ModelVersion | None:
-    """Return the model version of this name that was trained from the very same inputs; None where none was."""
+    """Return the model version of this name that was trained from the same inputs; None where there is none."""
     wanted = {job.role: job.inputs_sha256 for job in prepared.jobs}
     named = (each for each in list_models(prepared.settings.models_dir)[0] if each.name == prepared.name)
     return next((version for version in named if _inputs_of(version) == wanted), None)
@@ -186,8 +186,8 @@ def _inputs_of(version: ModelVersion) -> dict[Role, str]:
     return {role: entry.inputs_sha256 for role, entry in version.manifest.roles.items()}
 
 
-def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
-    """Return a role that a model version has, trained from the very same inputs; None where none has."""
+def find_trained_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
+    """Return the role from any model version that trained it from the same inputs; None where there is none."""
     wanted = job.inputs_sha256
     for version in reversed(list_models(prepared.settings.models_dir)[0]):
         entry = version.manifest.roles.get(job.role)
@@ -197,12 +197,12 @@ def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
 
 
 def train_jobs(jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = None) -> None:
-    """Train what an earlier call has not finished."""
+    """Train the jobs that earlier calls have not finished."""
     if left := [job for job in jobs if not job.done.exists()]:
         run_jobs("train", left, tell, stopper)
 
 
-def _result_of(job: RoleJob) -> TrainedRole:
+def _read_result(job: RoleJob) -> TrainedRole:
     if not (file := job.done / RESULT_FILE).exists():
         raise TrainingFailed(f"training the {job.role} left no {RESULT_FILE} in {job.done}; remove it, train again")
     result = RoleResult.model_validate_json(file.read_bytes())
@@ -210,14 +210,14 @@ def _result_of(job: RoleJob) -> TrainedRole:
 
 
 def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
-    """Make a model version of trained roles, and give up the folders they were trained in."""
+    """Publish trained roles as a model version, and delete the folders of their jobs."""
     *earlier, dataset = map(_dataset_entry, prepared.versions)
     base = BaseEntry(name=prepared.base.name, sha256=prepared.base.sha256)
     made = Made(prepared.name, base, dataset, prepared.train, tuple(earlier))
     published = publish_models(made, roles, prepared.settings.models_dir)
     for job in prepared.jobs:
         if job.work.exists():
-            discard(move_away(job.work))  # at once: what is left of a folder would pass for one that is done
+            discard(move_away(job.work))  # moved first: a partly deleted folder would pass for a finished job
     return published
 
 

@@ -1,6 +1,6 @@
-"""One stage of one role with TRL's trainers: from the last whole checkpoint where there is one, to the trained weights.
+"""Training of one stage of one role with TRL's trainers, resumed from the last complete checkpoint where there is one.
 
-Only the training process imports this: it imports torch.
+It imports torch, so only the training process imports it.
 """
 
 import json
@@ -24,34 +24,34 @@ from malt.training.job import FINAL, Measured, RoleJob
 from malt.training.process import Tell
 
 _WHOLE = "whole"
-"""Says what is behind a checkpoint; one without it was cut off while it was written."""
+"""File that records a checkpoint's progress; a checkpoint without it is incomplete."""
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """Training was asked to stop, and has left a checkpoint."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Training was stopped, and has left a checkpoint."""
 
 
-class _SoFar(NamedTuple):
-    """What a checkpoint says of the training behind it."""
+class _Progress(NamedTuple):
+    """Progress of a stage, as a checkpoint records it."""
 
     seconds: float = 0.0
     checkpoints: int = 0
-    """From how many it went on."""
+    """Number of checkpoints that training was resumed from."""
 
 
 class StageWork(NamedTuple):
-    """What is trained on what."""
+    """Inputs of training one stage."""
 
     job: RoleJob
     stage: Stage
     before: Path | None
-    """What the stage before made; None: the base."""
+    """Weights from the stage before; None for the first stage, which begins with the base."""
     found: Measured
     tokenizer: Any
 
     @property
     def place(self) -> Path:
-        """Folder of its checkpoints, and in the end of its weights."""
+        """Folder of the stage's checkpoints, and in the end of its weights."""
         return self.job.work / self.stage
 
     @property
@@ -60,29 +60,29 @@ class StageWork(NamedTuple):
 
     @property
     def is_full(self) -> bool:
-        """Whether all weights are trained, not an adapter."""
+        """Whether all weights are trained, instead of an adapter."""
         return self.job.train.adapter == "full"
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Tells of every step, and saves a checkpoint now and then, and at once when it is asked to stop."""
+    """Reports every step; saves a checkpoint at intervals, and at once when training is to stop."""
 
-    def __init__(self, work: StageWork, so_far: _SoFar, tell: Tell, is_stopping: Callable[[], bool]) -> None:
-        self.work, self.so_far, self.tell, self.is_stopping = work, so_far, tell, is_stopping
+    def __init__(self, work: StageWork, before: _Progress, tell: Tell, is_stopping: Callable[[], bool]) -> None:
+        self.work, self.before, self.tell, self.is_stopping = work, before, tell, is_stopping
         self.saved_at = self.started = time.monotonic()
         self.first_step: int | None = None
 
-    def took(self) -> _SoFar:
-        """Return what is behind now, before the checkpoint that it began with too."""
-        return self.so_far._replace(seconds=self.so_far.seconds + time.monotonic() - self.started)
+    def progress(self) -> _Progress:
+        """Return the stage's progress until now, including what was done before the checkpoint it resumed from."""
+        return self.before._replace(seconds=self.before.seconds + time.monotonic() - self.started)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
-        """Note where this process began."""
+        """Note the step and the time at which this process began."""
         if self.first_step is None:
             self.first_step, self.started = state.global_step, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
-        """Ask for a checkpoint where it is time for one."""
+        """Request a checkpoint where one is due, or where training is to stop."""
         is_due = time.monotonic() - self.saved_at >= self.work.job.train.checkpoint_s
         if self.is_stopping():
             control.should_save = control.should_training_stop = True
@@ -90,10 +90,10 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not type
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
-        """Seal the checkpoint that was just written, and remove those before it."""
+        """Mark the new checkpoint as complete, and remove the older ones."""
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sync_tree(newest)
-        (newest / _WHOLE).write_text(json.dumps(self.took()))
+        (newest / _WHOLE).write_text(json.dumps(self.progress()))
         sync_tree(newest)
         for other in Path(args.output_dir).glob("checkpoint-*"):
             if other != newest:
@@ -102,22 +102,22 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not type
         self.tell({"event": "checkpoint", "stage": self.work.stage, "step": state.global_step})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: object) -> None:  # noqa: ANN401, ARG002
-        """Tell of a step: its loss, how fast it goes, and how long it will take."""
+        """Report a step: its loss, the speed, and the time left."""
         if logs and "loss" in logs:
             done = state.global_step - (self.first_step or 0)
             took = max(time.monotonic() - self.started, 1e-9)
             rate = done / state.max_steps * self.work.found.tokens * self.work.settings.epochs / took
             left = (state.max_steps - state.global_step) * took / max(done, 1)
             point = _make_point(state.global_step, logs).model_dump()
-            told = {"event": "step", "stage": self.work.stage, "steps": state.max_steps, **point}
-            self.tell({**told, "tokens_per_s": round(rate, 1), "left_s": round(left, 1)})
+            event = {"event": "step", "stage": self.work.stage, "steps": state.max_steps, **point}
+            self.tell({**event, "tokens_per_s": round(rate, 1), "left_s": round(left, 1)})
 
 
 def train_stage(work: StageWork, tell: Tell, is_stopping: Callable[[], bool]) -> StageResult:
-    """Train one stage to its end. Raises `Stopped` when it was asked to stop before."""
+    """Train one stage to its end. Raises `Stopped` where it is stopped before that."""
     work.place.mkdir(exist_ok=True)
     checkpoint = _find_checkpoint(work.place)
-    watch = _Watch(work, _read_so_far(checkpoint), tell, is_stopping)
+    watch = _Watch(work, _read_progress(checkpoint), tell, is_stopping)
     trainer = _make_trainer(work, watch)
     if len(trainer.train_dataset) != len(work.found.rows):
         taken = f"of {len(work.found.rows)} {work.stage} rows the trainer took {len(trainer.train_dataset)}"
@@ -126,11 +126,11 @@ def train_stage(work: StageWork, tell: Tell, is_stopping: Callable[[], bool]) ->
     if trainer.state.global_step < trainer.state.max_steps:
         raise Stopped
     _save(trainer.model, work.place / FINAL)
-    return _describe_result(work, trainer.state, watch.took())
+    return _describe_result(work, trainer.state, watch.progress())
 
 
 def _make_trainer(work: StageWork, watch: _Watch) -> Any:  # noqa: ANN401 - transformers is not typed
-    """Make TRL's trainer for a stage. DPO's reference is a frozen copy of what it begins with."""
+    """Make TRL's trainer for a stage. DPO's reference is a frozen copy of the model that the stage begins with."""
     common = {
         "model": _load_model(work),
         "processing_class": work.tokenizer,
@@ -138,7 +138,7 @@ def _make_trainer(work: StageWork, watch: _Watch) -> Any:  # noqa: ANN401 - tran
         "callbacks": [watch],
     }
     if isinstance(work.settings, DpoSettings):
-        reference = _load_model(work) if work.is_full else None  # of an adapter TRL keeps a copy by itself
+        reference = _load_model(work) if work.is_full else None  # for an adapter TRL makes the copy itself
         return DPOTrainer(
             args=DPOConfig(**_list_arguments(work), beta=work.settings.beta), ref_model=reference, **common
         )
@@ -146,7 +146,7 @@ def _make_trainer(work: StageWork, watch: _Watch) -> Any:  # noqa: ANN401 - tran
 
 
 def _list_arguments(work: StageWork) -> dict[str, Any]:
-    """Return the trainer's arguments; lengths were looked at before, so nothing is cut or dropped by it."""
+    """Return the trainer's arguments. Lengths were checked before, so the trainer has no limit of its own."""
     settings, has_gpu = work.settings, torch.cuda.is_available()
     at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size)
     steps = max(1, round(settings.epochs * -(-len(work.found.rows) // settings.batch_size)))
@@ -175,7 +175,7 @@ def _list_arguments(work: StageWork) -> dict[str, Any]:
 
 
 def _load_model(work: StageWork) -> Any:  # noqa: ANN401 - transformers is not typed
-    """Load what a stage begins with: the base with a new adapter, or what the stage before it made."""
+    """Load the model that a stage begins with: the base with a new adapter, or the result of the stage before."""
     set_seed(work.settings.seed)
     folder = work.before if work.is_full and work.before else work.job.base.folder
     dtype = torch.float32 if work.is_full else getattr(torch, work.job.train.dtype)
@@ -188,7 +188,7 @@ def _load_model(work: StageWork) -> Any:  # noqa: ANN401 - transformers is not t
 
 
 def make_lora(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
-    """Return the adapter's config: every linear layer but the output, of all blocks or the upper ones."""
+    """Return the adapter's config: every linear layer but the output layer, in all blocks or only the upper ones."""
     head = model.get_output_embeddings()
     linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module != head)
     depth, wanted = model.config.num_hidden_layers, job.train.lora.layers
@@ -205,7 +205,7 @@ def make_lora(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
 
 
 def _save(model: Any, place: Path) -> None:  # noqa: ANN401
-    """Write trained weights as safetensors; at once, or not at all."""
+    """Write trained weights as safetensors, atomically."""
     staging = place.with_name(f".{place.name}")
     shutil.rmtree(staging, ignore_errors=True)
     chosen = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
@@ -216,24 +216,24 @@ def _save(model: Any, place: Path) -> None:  # noqa: ANN401
 
 
 def _find_checkpoint(place: Path) -> Path | None:
-    """Return the newest checkpoint that was not cut off, and remove those that were."""
-    whole = []
+    """Return the newest complete checkpoint, and remove incomplete ones."""
+    complete = []
     for checkpoint in place.glob("checkpoint-*"):
         if (checkpoint / _WHOLE).exists():
-            whole.append(checkpoint)
+            complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _read_so_far(checkpoint: Path | None) -> _SoFar:
+def _read_progress(checkpoint: Path | None) -> _Progress:
     if checkpoint is None:
-        return _SoFar()
-    told = _SoFar(*json.loads((checkpoint / _WHOLE).read_bytes()))
-    return told._replace(checkpoints=told.checkpoints + 1)
+        return _Progress()
+    progress = _Progress(*json.loads((checkpoint / _WHOLE).read_bytes()))
+    return progress._replace(checkpoints=progress.checkpoints + 1)
 
 
-def _describe_result(work: StageWork, state: Any, so_far: _SoFar) -> StageResult:  # noqa: ANN401
+def _describe_result(work: StageWork, state: Any, progress: _Progress) -> StageResult:  # noqa: ANN401
     points = tuple(_make_point(logs["step"], logs) for logs in state.log_history if "loss" in logs)
     return StageResult(
         stage=work.stage,
@@ -245,13 +245,13 @@ def _describe_result(work: StageWork, state: Any, so_far: _SoFar) -> StageResult
         loss_first=points[0].loss,
         loss_last=points[-1].loss,
         losses=points,
-        wall_s=round(so_far.seconds, 1),
-        checkpoints=so_far.checkpoints,
+        wall_s=round(progress.seconds, 1),
+        checkpoints=progress.checkpoints,
     )
 
 
 def _make_point(step: int, logs: Mapping[str, Any]) -> LossPoint:
-    """Read one of the trainer's log lines."""
+    """Return the loss point of one of the trainer's log lines."""
     return LossPoint(
         step=step, loss=logs["loss"], accuracy=logs.get("rewards/accuracies"), margin=logs.get("rewards/margins")
     )

@@ -1,8 +1,7 @@
-"""The training process: `python -m malt.training.worker train JOB.json`. Trains one role, tells of it in JSON lines.
+"""The training process: `python -m malt.training.worker train JOB.json…` trains roles and reports events as JSON lines.
 
-`plan JOB.json…` measures instead. It stops at a checkpoint when a signal tells it to, and when standard
-input ends: whoever started it holds the other end, and loses it however it ends. Exit codes: 0 done, 2 refused,
-130 stopped.
+`plan JOB.json…` measures instead. The process stops at a checkpoint on a signal, and when its parent exits: the parent
+holds the write end of its standard input. Exit codes: 0 done, 2 refused, 130 stopped.
 """
 
 import json
@@ -46,10 +45,10 @@ _stopping = threading.Event()
 
 
 def main() -> int:
-    """Train what a job file says, or measure what some say."""
+    """Train the jobs, or measure their rows."""
     jobs = [RoleJob.model_validate_json(Path(path).read_bytes()) for path in sys.argv[2:]]
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(each) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(each) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(each, lambda *_: _stopping.set())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     tell = _open_events()
@@ -62,13 +61,13 @@ def main() -> int:
 
 
 def _open_events() -> Tell:
-    """Return what writes events to standard output, which is theirs alone: libraries print into the log."""
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Return a function that writes events to standard output; what libraries print there goes to the log instead."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def tell(event: Mapping[str, Any]) -> None:
-        told.write(json.dumps(event) + "\n")
-        told.flush()
+        events.write(json.dumps(event) + "\n")
+        events.flush()
 
     return tell
 
@@ -80,22 +79,22 @@ def _stop_with_parent() -> None:
 
 @contextmanager
 def _hold_base(base: Base) -> Iterator[None]:
-    """Unpack a base, and keep `malt gc` from it; a base that is no GGUF file is the user's own folder."""
+    """Unpack a base, and lock it against `malt gc`; a base that is no GGUF file is the user's own folder."""
     if base.gguf is None:
         yield
         return
     make_private_folder(base.folder.parent)
     with hold_lock(lock_of_base(base.folder), shared=True):
-        os.utime(unpack(base))  # its age is since it was last used
+        os.utime(unpack(base))  # `malt gc` counts the time since the last use
         yield
 
 
 def _train_all(jobs: Sequence[RoleJob], tell: Tell) -> int:
-    """Train one role after the other; what is refused is so before any is trained."""
+    """Train one role after the other; rows are refused before any role is trained."""
     tokenizer = _load_tokenizer(jobs[0])
     found = [{stage: _accept_rows(job, stage, tokenizer) for stage in job.stages} for job in jobs]
     for job, rows in zip(jobs, found, strict=True):
-        with hold_lock(job.work / LOCK):  # which a process that still saves its checkpoint has
+        with hold_lock(job.work / LOCK):  # a stopped process may still save its checkpoint
             is_done = job.done.exists() or _train(job, rows, tokenizer, _tell_of(job, tell))
         if not is_done:
             return STOPPED
@@ -115,9 +114,9 @@ def _tell_of(job: RoleJob, tell: Tell) -> Tell:
 
 
 def _train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: Tell) -> bool:  # noqa: ANN401
-    """Train the stages that are not done yet, each on what the one before made, and put the result together.
+    """Train the stages that are not done yet, each from the weights of the one before, and write the result.
 
-    Returns whether that is all done.
+    Returns False where training was stopped.
     """
     tell({"event": "begin"})
     from malt.training.probe import sample_texts
@@ -125,15 +124,15 @@ def _train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: 
 
     results, before = [], None
     for stage in job.stages:
-        told, weights = job.work / f"{stage}.json", job.work / stage / FINAL
-        if told.exists() and weights.exists():
-            result = StageResult.model_validate_json(told.read_bytes())
+        file, weights = job.work / f"{stage}.json", job.work / stage / FINAL
+        if file.exists() and weights.exists():
+            result = StageResult.model_validate_json(file.read_bytes())
         else:
             try:
                 result = train_stage(StageWork(job, stage, before, found[stage], tokenizer), tell, _stopping.is_set)
             except Stopped:
                 return False
-            told.write_text(result.model_dump_json())
+            file.write_text(result.model_dump_json())
         results.append(result)
         before = weights
     samples = sample_texts(job, weights, found[stage].rows, tokenizer)
@@ -143,16 +142,16 @@ def _train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: 
 
 
 def _measure(jobs: list[RoleJob], tell: Tell) -> int:
-    """Tell of each stage's rows, and of base and machine."""
+    """Report the measured rows of each stage, and the facts about base and machine."""
     from malt.training.probe import probe
 
     tokenizer = _load_tokenizer(jobs[0])
     for job in jobs:
         for stage in job.stages:
             found = measure_rows(job, stage, tokenizer)
-            told = {"role": job.role, "stage": stage, "trained": len(found.rows), "lost": found.lost}
+            rows = {"role": job.role, "stage": stage, "trained": len(found.rows), "lost": found.lost}
             refusal = find_refusal(job, stage, found)
-            tell({"event": "measured", **told, "tokens": found.tokens, "refused": refusal, **spread(found.lengths)})
+            tell({"event": "measured", **rows, "tokens": found.tokens, "refused": refusal, **spread(found.lengths)})
     tell({"event": "facts", **probe(jobs[0])})
     return DONE
 
@@ -167,13 +166,13 @@ def _load_tokenizer(job: RoleJob) -> Any:  # noqa: ANN401 - transformers is not 
     return tokenizer
 
 
-# What a trained role leaves: its adapter with the tokenizer, and a GGUF file that the embedded server plays.
+# The files of a trained role: its adapter with the tokenizer, and a GGUF file that the embedded server loads.
 
 _PREFIX = "base_model.model."
 
 
 def _finish(job: RoleJob, results: tuple[StageResult, ...], samples: tuple[Sample, ...], tokenizer: Any) -> None:  # noqa: ANN401
-    """Put together what goes into the model version; at once, or not at all."""
+    """Write the files for the model version to the job's folder `done`, atomically."""
     staging = job.work / ".done"
     shutil.rmtree(staging, ignore_errors=True)
     trained = job.work / job.stages[-1] / FINAL
@@ -186,21 +185,21 @@ def _finish(job: RoleJob, results: tuple[StageResult, ...], samples: tuple[Sampl
         change = _merge_adapter(place) if job.train.adapter == "lora" else replace_weights(place)
         gguf.write_trained(job.base.gguf, staging / GGUF_FILE, change, f"malt {job.role}")
     libraries = {name: version(name) for name in PACKAGES}
-    told = RoleResult(stages=results, samples=samples, inputs_sha256=job.inputs_sha256, libraries=libraries)
-    (staging / RESULT_FILE).write_text(told.model_dump_json())
+    result = RoleResult(stages=results, samples=samples, inputs_sha256=job.inputs_sha256, libraries=libraries)
+    (staging / RESULT_FILE).write_text(result.model_dump_json())
     sync_tree(staging)
     staging.rename(job.done)
 
 
 def _settle_config(path: Path, base: str) -> None:
-    """Write an adapter's config the same way whichever process and folder it comes from."""
+    """Normalise an adapter's config, so that it does not depend on the process or folder that wrote it."""
     config = json.loads(path.read_bytes())
     ordered = {name: sorted(value) if name == "target_modules" else value for name, value in config.items()}
     path.write_bytes(canonical_json({**ordered, "base_model_name_or_path": base, "inference_mode": True}))
 
 
 def _merge_adapter(adapter: Path) -> gguf.Change:
-    """Return what adds a LoRA adapter to the weights it belongs to."""
+    """Return a function that adds a LoRA adapter to the base's weights."""
     from safetensors.numpy import load_file
 
     config = json.loads((adapter / "adapter_config.json").read_bytes())
@@ -220,7 +219,7 @@ def _merge_adapter(adapter: Path) -> gguf.Change:
 
 
 def replace_weights(folder: Path) -> gguf.Change:
-    """Return what puts a fully trained model's weights in the place of the base's."""
+    """Return a function that replaces the base's weights by those of a fully trained model."""
     from safetensors import safe_open
 
     index = {}

@@ -1,1 +1,1 @@
-"""From a question to valued nodes: growth, grading, credit."""
+"""Trees of model answers: growth, grading, and credit for every node."""

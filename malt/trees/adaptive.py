@@ -1,19 +1,19 @@
-"""Adaptive growth: leaves are spent where siblings may still disagree, and not where every further one would be alike.
+"""Adaptive growth: further leaves are requested only where siblings may still disagree.
 
 Every generation first gets one critique with one refinement. From then on, round by round, a critique gets another
-refinement and a generation another critique until it is settled. What a further leaf of the question is worth has the
+refinement and a generation another critique until it is settled. The reward of a further leaf of the question has the
 posterior Beta(1/2 + right, 1/2 + wrong) over all of its leaves so far; a node is settled when
 
 - a further leaf would agree with its label with more than the configured confidence, so that no pair is likely, and
-- its label is the one that the full tree would give it, with at least that confidence (beta-binomial), and
+- the full tree would give it the same label, with at least that confidence (beta-binomial), and
 - for a critique, its refinements agree: where they differ, each further one makes a pair for certain.
 
-Siblings that are asked for in one request share their prompt's price: where one in four further leaves is likely to
-disagree, all siblings that are left are asked for at once.
+Siblings in one request share the cost of their prompt: where one in four further leaves is likely to disagree, all
+remaining siblings are requested at once.
 
-A round decides by what is known of the whole tree, so the tree depends on answers and grades alone and not on the
-order in which they came. A node's value is the mean of the leaves that were asked for. Growth stops when they agree,
-so this mean is biased away from 1/2, unlike that of the full tree: the manifest says so.
+Each round is decided from the whole tree, so the tree depends only on answers and grades, not on the order of their
+arrival. A node's value is the mean of the requested leaves. Growth stops when they agree, so this mean is biased away
+from 1/2, unlike that of the full tree: the manifest says so.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -29,20 +29,20 @@ from malt.trees.growth import GrowingTree, TreeInputs
 from malt.trees.tree import Address, Node, Tree
 
 _PRIOR = 0.5
-"""Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly.
+"""Prior of either parameter of the posterior (Jeffreys): most questions are answered nearly always right, or wrong.
 
-As much as that, or more, for nearly every model of which it is published (benchmarks/difficulty.py).
+Published results of nearly every model show this at least as strongly as the prior (benchmarks/difficulty.py).
 """
 
 _DOUBTFUL = 0.75
-"""How likely it must be what a further leaf is worth for siblings to be asked for one at a time."""
+"""Probability of a further leaf's likelier label up to which all siblings are requested at once."""
 
 Rewards = Mapping[Address, float | None]
-"""What every leaf so far is worth; None where that is unknown."""
+"""Reward of every leaf so far; None where it is unknown."""
 
 
 class Belief(NamedTuple):
-    """What a further leaf of a question may be worth: the parameters of a Beta distribution."""
+    """Belief about the reward of a question's next leaf: the parameters of a Beta distribution."""
 
     right: float
     wrong: float
@@ -55,18 +55,18 @@ class Belief(NamedTuple):
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether leaves are known, and neither right nor wrong is what a further one is likely to be."""
+        """Whether leaves are known, and a further one is not clearly likely to be right, nor to be wrong."""
         total = self.right + self.wrong
         return total > 2 * _PRIOR and max(self.right, self.wrong) <= _DOUBTFUL * total
 
     def agrees(self, label: bool) -> float:
-        """Return the probability that a further leaf is as a label says."""
+        """Return the probability that a further leaf agrees with a label."""
         return (self.right if label else self.wrong) / (self.right + self.wrong)
 
 
 @lru_cache(maxsize=100_000)
 def at_least(right: int, leaves: int, belief: Belief) -> float:
-    """Return the probability that so many further leaves are right: sums and products, alike on every machine."""
+    """Return the probability that at least `right` of `leaves` further leaves are right, equal on every machine."""
     return fsum(_exactly(count, leaves, belief) for count in range(max(0, right), leaves + 1))
 
 
@@ -78,7 +78,7 @@ def _exactly(right: int, leaves: int, belief: Belief) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """When a tree of this shape has told enough."""
+    """Rule that decides which nodes of a tree of this shape get further children."""
 
     shape: tuple[int, ...]
     threshold: float
@@ -91,9 +91,9 @@ class Rule:
     def next_round(
         self, nodes: Collection[Address], asked: Mapping[Address, int], rewards: Rewards
     ) -> dict[Address, int]:
-        """Return how many children to have asked for by parent, where it is more than now; empty when all is settled.
+        """Return the new number of requested children of each parent that is to get more; empty when all are settled.
 
-        `asked` counts the children that were asked for so far, by parent.
+        `asked` counts the children requested so far, by parent.
         """
         belief, values = Belief.after(rewards.values()), propagate(rewards)
         new = {node: self._step(len(node), 0, belief) for node in nodes if not node.is_leaf and node not in asked}
@@ -112,7 +112,7 @@ class Rule:
         return due
 
     def _step(self, depth: int, asked: int, belief: Belief) -> int:
-        """Return how many children to have asked for: one more, or all where most of them will be needed anyway."""
+        """Return the new number of requested children: one more, or all where most will be needed anyway."""
         return self.shape[depth] if belief.is_doubtful else asked + 1
 
     def _is_settled(
@@ -131,7 +131,7 @@ class Rule:
         return len({value.label(self.threshold) for value in known}) > 1
 
     def _count_unasked(self, node: Address, asked: Mapping[Address, int]) -> int:
-        """Count the leaves of the full tree below a node that nobody asked for."""
+        """Count the leaves of the full tree below a node that were not requested."""
         parents = _list_level(len(self.shape) - 1, asked)
         return prod(self.shape[len(node) :]) - sum(asked[parent] for parent in parents if parent[: len(node)] == node)
 
@@ -143,17 +143,17 @@ def _list_level(depth: int, nodes: Collection[Address]) -> list[Address]:
 async def grow_adaptively(
     question: Question, inputs: TreeInputs, reward: Callable[[Node], Awaitable[float | None]]
 ) -> Tree:
-    """Grow one question's tree as far as it tells something; `reward` says what a leaf is worth, None if unknown.
+    """Grow one question's tree until every node is settled; `reward` returns a leaf's reward, None if unknown.
 
-    Samples have the keys that they have in the full tree. A branch that cannot be had is recorded and grows no more.
+    Samples have the same keys as in the full tree. A branch whose request fails is recorded and grows no further.
     """
     growing, rule = GrowingTree(question, inputs), Rule.of(inputs.spec)
     asked: dict[Address, int] = {}
     rewards: dict[Address, float | None] = {}
 
     async def expand(parent: Address, count: int) -> None:
-        children, came = await growing.ask(parent, count)
-        asked[parent] = count if came else rule.shape[len(parent)]
+        children, is_whole = await growing.ask(parent, count)
+        asked[parent] = count if is_whole else rule.shape[len(parent)]
         leaves = (child for child in children if child.address.is_leaf and child.address not in rewards)
         await inputs.wait(judge(leaf) for leaf in leaves)
 
@@ -166,9 +166,9 @@ async def grow_adaptively(
 
 
 def nodes_grown(rule: Rule, rewards: Rewards) -> set[Address]:
-    """Return the nodes that a tree with these leaves has where it was grown by the rule.
+    """Return the nodes of the tree that the rule grows if leaves have these rewards.
 
-    Raises `KeyError` where a leaf is missing that would have been asked for.
+    Raises `KeyError` for a leaf that the rule requests and `rewards` lacks.
     """
     nodes, asked, seen = set[Address](), dict[Address, int](), dict[Address, float | None]()
     while due := rule.next_round(nodes, asked, seen):

@@ -1,8 +1,8 @@
-"""Credit: from leaf rewards to node values to labels (MALT, arXiv 2412.01928, section 4.2), and how sure a value is.
+"""Credit: leaf rewards become node values and labels (MALT, arXiv 2412.01928, section 4.2); uncertainty of a value.
 
-A node is worth the mean of the known leaves below it ("global pooling": every leaf weighs the same). A leaf whose
-grade is unknown is left out; a node without a known leaf has no value and no label. The mean is one of few leaves, so
-another tree of the same question would differ.
+A node's value is the mean of the known leaves below it ("global pooling": every leaf weighs the same). A leaf whose
+grade is unknown is left out; a node without a known leaf has no value and no label. Few leaves go into the mean, so
+another tree of the same question would have other values.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 ROUNDING = 1e-12
-"""Two values nearer than this are one: 0.9, 0.5 and 0.7 have the mean 0.7, which floating point puts just above it."""
+"""Values nearer than this count as equal: the mean of 0.9, 0.5 and 0.7 is just above 0.7 in floating point."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a node is worth: the mean reward of its known leaves, in [0, 1], and how many of them there are."""
+    """Value of a node: the mean reward of its known leaves, in [0, 1], and their number."""
 
     mean: float
     known_leaves: int
@@ -50,27 +50,27 @@ def propagate(rewards: Mapping[Address, float | None]) -> dict[Address, Value]:
 
 
 def mean(numbers: Iterable[float]) -> float:
-    """Average exactly rounded, so that the order in which leaves arrived cannot show in a dataset's digest."""
+    """Return the exactly rounded mean, so that a dataset's digest does not depend on the order of the leaves."""
     known = list(numbers)
     return fsum(known) / len(known)
 
 
 def leaf_reward(grade: Grade, credit: CreditSpec) -> float | None:
-    """Return what a leaf's grade is worth; a truncated leaf counts as `credit.truncated` says."""
+    """Return the reward for a leaf's grade; a truncated leaf counts as `credit.truncated` says."""
     if grade.outcome is Outcome.TRUNCATED and credit.truncated == "unknown":
         return None
     return grade.reward
 
 
 class OwnAnswer(NamedTuple):
-    """The final answer that a text itself gives, and what it is worth: for diagnosis, never for credit."""
+    """Final answer that a node's own text gives, and its grade: for diagnosis, never for credit."""
 
     outcome: Outcome
     answer: str | None
 
 
 class Length(NamedTuple):
-    """How long a node's prompt and text are, in tokens."""
+    """Length of a node's prompt and of its text, in tokens."""
 
     prompt: int
     text: int
@@ -78,9 +78,9 @@ class Length(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ValuedTree:
-    """A tree with its leaves' grades, every node's value, and what the threshold makes of it.
+    """A tree with its leaves' grades, every node's value, and the threshold for labels.
 
-    `grades` holds every leaf, and inner nodes too where they were judged themselves (`scope = "all"`).
+    `grades` holds every leaf, and also inner nodes that were judged themselves (`scope = "all"`).
     """
 
     tree: Tree
@@ -88,32 +88,32 @@ class ValuedTree:
     values: Mapping[Address, Value] = field(repr=False)
     threshold: float
     diagnosis: Mapping[Address, OwnAnswer] = field(default_factory=dict, repr=False)
-    """Every generation and refinement by the same graders, so that the two compare; empty where it was not made."""
+    """Own answer of every generation and refinement, by the same graders for both; empty where none was made."""
     lengths: Mapping[Address, Length] = field(default_factory=dict, repr=False)
-    """Of every node; empty until they were measured."""
+    """Length of every node; empty until measured."""
 
     def _repr_html_(self) -> str:
         question, nodes = self.tree.question, self.tree.nodes
-        head = f"<p><b>{_inert(question.question)}</b><br>reference: {_inert(question.ground_truth)}</p>"
+        head = f"<p><b>{_escape_html(question.question)}</b><br>reference: {_escape_html(question.ground_truth)}</p>"
         return head + "".join(_render_node(self, nodes[address]) for address in sorted(nodes))
 
     def label(self, address: Address) -> bool | None:
-        """Right, wrong, or None where no leaf below is known."""
+        """Return a node's label: right, wrong, or None where no leaf below is known."""
         value = self.values.get(address)
         return None if value is None else value.label(self.threshold)
 
     def siblings(self, parent: Address) -> list[Node]:
-        """The children of a node, in order."""
+        """Return the children of a node, in order."""
         depth = len(parent) + 1
         children = [address for address in self.tree.nodes if len(address) == depth and address[:-1] == parent]
         return [self.tree.nodes[address] for address in sorted(children)]
 
     def leaves_below(self, address: Address) -> list[Address]:
-        """The leaves under a node, or the leaf itself, in order."""
+        """Return the leaves below a node, or the leaf itself, in order."""
         return sorted(leaf for leaf in self.grades if leaf.is_leaf and leaf[: len(address)] == address)
 
     def evaluation(self, address: Address) -> Evaluation | None:
-        """A node's own evaluation where it was judged and could be, else its known leaves' pooled, else None."""
+        """Return a node's own evaluation if it has one, else the pooled evaluations of its known leaves, else None."""
         if (own := self.grades.get(address)) is not None and own.evaluation is not None:
             return own.evaluation
         return pool([self.grades[leaf].evaluation for leaf in self.leaves_below(address) if leaf in self.values])
@@ -134,13 +134,13 @@ def pool(evaluations: list[Evaluation | None]) -> Evaluation | None:
 
 
 def value_tree(tree: Tree, grades: Mapping[Address, Grade], credit: CreditSpec) -> ValuedTree:
-    """Pass the leaves' rewards up the tree."""
+    """Propagate the leaves' rewards up the tree."""
     rewards = {leaf.address: leaf_reward(grades[leaf.address], credit) for leaf in tree.leaves}
     return ValuedTree(tree, grades, propagate(rewards), credit.threshold)
 
 
 def role_nodes(valued: ValuedTree, role: Role) -> list[Node]:
-    """The nodes one role wrote, in order."""
+    """Return the nodes that one role wrote, in order."""
     addresses = sorted(address for address in valued.tree.nodes if address.role is role)
     return [valued.tree.nodes[address] for address in addresses]
 
@@ -148,20 +148,20 @@ def role_nodes(valued: ValuedTree, role: Role) -> list[Node]:
 _Z_95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 _GRID = 2048
-"""Points at which two Beta densities are compared; the error is below 1e-4 for up to 100 leaves a node."""
+"""Number of points at which two Beta densities are compared; the error is below 1e-4 for up to 100 leaves a node."""
 
 
 class Interval(NamedTuple):
-    """A 95 % interval for what a value would be with endlessly many leaves."""
+    """A 95 % confidence interval for a node's true value, the limit for infinitely many leaves."""
 
     low: float
     high: float
 
 
 def wilson(mean: float, leaves: float) -> Interval:
-    """Return the Wilson score interval of a mean in [0, 1] over `leaves` of them (Wilson 1927).
+    """Return the Wilson score interval of a mean reward in [0, 1] over `leaves` leaves (Wilson 1927).
 
-    Rewards between 0 and 1, as a judge gives them, vary less than a coin's: for them it is wider than need be.
+    A judge's rewards between 0 and 1 vary less than binary ones: for them the interval is wider than needed.
     """
     spread = _Z_95**2 / leaves
     centre = (mean + spread / 2) / (1 + spread)
@@ -180,8 +180,8 @@ def order_probability(better: float, better_leaves: int, worse: float, worse_lea
     points = (np.arange(_GRID) + 0.5) / _GRID
     first = _density(better * better_leaves, better_leaves, points)
     second = _density(worse * worse_leaves, worse_leaves, points)
-    below = np.cumsum(second) - second / 2
-    return float((first * below).sum())
+    cumulative = np.cumsum(second) - second / 2
+    return float((first * cumulative).sum())
 
 
 def _density(total: float, leaves: int, points: "NDArray[np.float64]") -> "NDArray[np.float64]":
@@ -196,17 +196,17 @@ def _density(total: float, leaves: int, points: "NDArray[np.float64]") -> "NDArr
 
 
 _START = 80
-"""Characters of a text beside its value."""
+"""Number of first characters of a node's text shown beside its value."""
 
 
 def _render_node(valued: ValuedTree, node: Node) -> str:
     value = valued.values.get(node.address)
     worth = "no value" if value is None else f"{value.mean:.2f} {'✓' if value.label(valued.threshold) else '✗'}"
-    start = _inert(fold_lines(node.text)[:_START])
+    start = _escape_html(fold_lines(node.text)[:_START])
     summary = f"<summary>{node.address} {node.role.value}, {worth}: {start}</summary>"
     indent = 1.5 * (len(node.address) - 1)
-    return f'<details style="margin-left:{indent}em">{summary}<pre>{_inert(node.text)}</pre></details>'
+    return f'<details style="margin-left:{indent}em">{summary}<pre>{_escape_html(node.text)}</pre></details>'
 
 
-def _inert(text: str) -> str:
+def _escape_html(text: str) -> str:
     return escape(escape_controls(text))

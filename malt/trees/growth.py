@@ -1,4 +1,4 @@
-"""Growth: from a question to its tree. Who answers is an argument, so the same growth runs anywhere."""
+"""Growth of a question's tree. The completer is an argument, so trees grow alike from a store, a provider or a test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,22 +17,22 @@ from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 
 class TreeInputs(NamedTuple):
-    """What trees are grown and graded with, beside their questions."""
+    """Inputs for growing and grading trees, apart from their questions."""
 
     spec: RunSpec
     prompts: PromptSet
     complete: Complete
     judge: LLMEvaluator | None = None
-    """Stands in for the one that the spec declares."""
+    """Judge that replaces the one declared in the spec."""
     wait: Wait = gather_all
-    """How children of one node are waited for."""
+    """Function that awaits the children of one node: concurrently or in turn."""
 
 
 async def grow(question: Question, inputs: TreeInputs) -> Tree:
-    """Grow one question's tree: a node's children are asked for the moment it exists, siblings in one request.
+    """Grow one question's tree: a node's children are requested as soon as it exists, siblings in one request.
 
-    A branch that cannot be had is recorded and the rest grows on. `RunStopped` and our own faults are raised, once
-    everything already asked has come back.
+    A branch whose request fails is recorded, and the rest grows on. `RunStopped` and all other errors are raised once
+    every request in flight has ended.
     """
     growing = GrowingTree(question, inputs)
 
@@ -46,7 +46,7 @@ async def grow(question: Question, inputs: TreeInputs) -> Tree:
 
 @dataclass(slots=True)
 class GrowingTree:
-    """A tree as it grows."""
+    """A tree that is still growing."""
 
     question: Question
     inputs: TreeInputs
@@ -54,16 +54,16 @@ class GrowingTree:
     failures: list[FailedBranch] = field(default_factory=list)
 
     async def ask(self, parent: Address, count: int | None = None) -> tuple[list[Node], bool]:
-        """Ask for the first `count` children of a node, or all; return those that came, and whether all did."""
+        """Request the first `count` children of a node, or all; return those that came, and whether all did."""
         texts = [self.nodes[above].text for above in parent.path]
         request = build_request(self.question, parent, texts, self.inputs.spec, self.inputs.prompts, count)
-        came: Mapping[int, Completion]
+        completed: Mapping[int, Completion]
         try:
-            came, is_whole = dict(enumerate(await self.inputs.complete(request))), True
+            completed, is_whole = dict(enumerate(await self.inputs.complete(request))), True
         except RequestFailed as failure:
-            came, is_whole = failure.completed, False
+            completed, is_whole = failure.completed, False
             self.failures.append(FailedBranch(self.question.question_id, str(parent), request.role, str(failure)))
-        children = [Node(parent.child(sample), request.messages, given) for sample, given in came.items()]
+        children = [Node(parent.child(sample), request.messages, each) for sample, each in completed.items()]
         for child in children:
             self.nodes.setdefault(child.address, child)
         return children, is_whole
@@ -81,7 +81,7 @@ def build_request(
     prompts: PromptSet,
     count: int | None = None,
 ) -> CompletionRequest:
-    """Return the one request for the first `count` children of a node, or all; `texts` lead from the root to it."""
+    """Return the request for the first `count` children of a node, or all; `texts` are those from the root to it."""
     role = PLAYERS[len(parent)]
     written = {part.writes: text for part, text in zip(TRAJECTORY, texts, strict=False)}
     declared = spec.roles[role]
@@ -96,10 +96,10 @@ def build_request(
 
 
 def requests_per_question(spec: RunSpec) -> dict[Role, int]:
-    """Requests a full tree takes, by role: one for each parent, which asks for all of its children."""
+    """Return the number of requests for a full tree, by role: one per parent, for all of its children."""
     return dict(zip(PLAYERS, (1, *nodes_per_question(spec).values()), strict=False))
 
 
 def nodes_per_question(spec: RunSpec) -> dict[Role, int]:
-    """Nodes of a full tree, by role: n, n², n³ where every level branches n ways."""
+    """Return the number of nodes of a full tree, by role: n, n², n³ where every level branches n ways."""
     return dict(zip(PLAYERS, accumulate(spec.roles.branching, mul), strict=True))

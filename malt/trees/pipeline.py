@@ -1,4 +1,4 @@
-"""Assessment: a question's whole way. Grow its tree, grade every leaf, pass the credit up."""
+"""Assessment of a question: grow its tree, grade every leaf, propagate the credit."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ async def assess(question: Question, inputs: TreeInputs) -> ValuedTree:
 
 
 async def grow_tree(question: Question, inputs: TreeInputs) -> Tree:
-    """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
+    """Grow one question's tree: in full, or adaptively, with its leaves graded on the way."""
     spec = inputs.spec
     if spec.growth.mode == "full":
         return await grow(question, inputs)
@@ -38,31 +38,31 @@ async def grow_tree(question: Question, inputs: TreeInputs) -> Tree:
         try:
             return leaf_reward(await grade_text(question, leaf, graders), spec.credit)
         except RequestFailed:
-            return None  # `grade_tree` asks again, and records the branch
+            return None  # `grade_tree` grades it again, and records the failed branch
 
     return await grow_adaptively(question, inputs, reward)
 
 
 class Shortfall(NamedTuple):
-    """What could not be had of some questions, and why the run had to stop, if it had to."""
+    """Failed branches of some questions, and the reason why the run stopped, if it did."""
 
     failures: tuple[FailedBranch, ...]
     stopped: str | None
     waits: str | None = None
-    """What is still in flight in batches, for the same command to go on with."""
+    """Batches that are still in flight, with which the same command goes on; None if there are none."""
 
 
 NOTHING_MISSING = Shortfall((), None)
 
 
 Admit = Callable[[Question], AbstractAsyncContextManager[None]]
-"""Waits until a question's tree may be begun; left when all of it was asked for."""
+"""Context that is entered when a question's tree may begin, and left when all of it was requested."""
 
 
 async def ask_all(
     questions: Iterable[Question], inputs: TreeInputs, admit: Admit = lambda _question: nullcontext()
 ) -> Shortfall:
-    """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
+    """Request everything that these questions need, so that it is stored; the trees themselves are discarded."""
 
     async def find_failures(question: Question) -> tuple[FailedBranch, ...]:
         async with admit(question):
@@ -73,7 +73,7 @@ async def ask_all(
 
 
 async def gather_shortfall(work: Iterable[Awaitable[tuple[FailedBranch, ...]]]) -> Shortfall:
-    """Wait for every question's failed branches. A stop of the run is noted; any other error is raised at the end."""
+    """Gather every question's failed branches, and note a stop of the run; any other error is raised at the end."""
     results = await asyncio.gather(*work, return_exceptions=True)
     stops = [str(result) for result in results if isinstance(result, RunStopped)]
     failures = [branch for result in results if isinstance(result, tuple) for branch in result]
@@ -84,12 +84,12 @@ async def gather_shortfall(work: Iterable[Awaitable[tuple[FailedBranch, ...]]]) 
 
 
 def asks_judge(spec: RunSpec) -> bool:
-    """Whether grading may ask a model."""
+    """Whether grading may send requests to a judge."""
     return "llm" in spec.evaluator.kind
 
 
 def _judge_asking(inputs: TreeInputs) -> LLMEvaluator | None:
-    """Return the judge, given or declared, as one that asks with `complete`; None where grading needs none."""
+    """Return the given or declared judge, with `complete` for its requests; None where grading needs no judge."""
     if not asks_judge(inputs.spec):
         return None
     if inputs.judge is not None:
@@ -121,17 +121,17 @@ async def grade_tree(tree: Tree, inputs: TreeInputs) -> ValuedTree:
 
 
 def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
-    """Return the graders of a diagnosis, which costs no request: all but the judge.
+    """Return the graders for a diagnosis, which makes no requests: all but the judge.
 
-    Where there is only the judge, it is the judge if it has judged everything anyway, else nobody: an answer graded by
-    one grader and its refinement by another would not compare.
+    Where the judge is the only grader, return it if it has judged all nodes anyway, else none: an answer and its
+    refinement are only comparable if the same graders graded both.
     """
     objective = tuple(kind for kind in evaluator.kind if kind != "llm")
     return objective or (evaluator.kind if evaluator.scope == "all" else ())
 
 
 async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = gather_all) -> dict[Address, OwnAnswer]:
-    """Grade every answer of a complete tree, inner ones too, by the diagnosing graders alone."""
+    """Grade every answer of a complete tree, those of inner nodes too, with the graders for a diagnosis only."""
     kinds = diagnosing(evaluator)
     if not (kinds and valued.tree.complete):
         return {}
@@ -149,12 +149,12 @@ async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = ga
 
 
 def decided_by(kinds: Sequence[GraderKind], known: Grade, evaluator: EvaluatorSpec) -> bool:
-    """Whether these graders alone would have given a grade that the whole cascade gave."""
+    """Whether a grade from the whole cascade is the one that these graders alone would have given."""
     return kinds == evaluator.kind or (known.grader in kinds and known.outcome is not Outcome.UNKNOWN)
 
 
 async def grade_text(question: Question, node: Node, graders: Sequence[Grader]) -> Grade:
-    """Grade one text; one that was cut off is not graded, since nobody can know what it would have said."""
+    """Grade one text; a truncated one is not graded, as its final answer is unknown."""
     if node.status is NodeStatus.TRUNCATED:
         return truncated_grade()
     return await grade(question, node.text, graders)

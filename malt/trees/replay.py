@@ -1,6 +1,6 @@
-"""Trees out of the store alone: which questions lack something, and the trees of the others, graded and valued again.
+"""Trees rebuilt from the store alone: a survey of the questions that are incomplete, and the trees of the others.
 
-Many questions are worked on in the pool's processes, ahead of the consumer, in order.
+Many questions are processed in the process pool, in order, a little ahead of the consumer.
 """
 
 import asyncio
@@ -33,42 +33,42 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 _AHEAD = 2
-"""Items in flight while another is consumed; each more is held in memory."""
+"""Items in flight while another is consumed; each of them is held in memory."""
 MANY = 20
-"""Items from which on starting processes pays."""
+"""Number of items from which it pays to start processes."""
 _ITEM_LIMIT_S = 600.0
-"""Timeout of one item in a process; it usually takes less than a second."""
+"""Time-out of one item in a process; it usually takes less than a second."""
 _GC_THRESHOLD = 1_000_000
-"""Generation-0 threshold: allocations, less deallocations, between two searches for cycles."""
+"""Generation-0 threshold: allocations minus deallocations between two garbage collections."""
 
 WINDOW = 200
 """Questions whose trees are held in memory at once."""
 _SURVEY_WINDOW = 50
-"""Questions checked together for what they lack."""
+"""Questions surveyed together."""
 
 Window = Sequence[Question]
 
 
 class Source(NamedTuple):
-    """What trees are replayed from, beside the questions."""
+    """Source from which trees are replayed: run spec, prompts and store."""
 
     spec: RunSpec
     prompts: PromptSet
     store_url: str
     moment: datetime | None = None
-    """As of which the store is read; None: now."""
+    """Time as of which the store is read; None means now."""
     patience_s: float = 0.0
     """Seconds to wait for a store that is away."""
     judge: LLMEvaluator | None = None
-    """Stands in for the judge that the spec declares."""
+    """Judge that replaces the one declared in the spec."""
 
     @property
     def needs_this_process(self) -> bool:
-        """Whether graders use the pool's processes themselves, or are objects of this program."""
+        """Whether grading must run in this process: a grader uses the process pool itself, or `judge` is given."""
         return self.judge is not None or not {"math", "python"}.isdisjoint(self.spec.evaluator.kind)
 
     def inputs(self, complete: Complete) -> TreeInputs:
-        """Return what trees are grown with, over answers that are at hand."""
+        """Return the inputs for growing trees from answers in memory."""
         return TreeInputs(self.spec, self.prompts, complete, self.judge, gather_in_turn)
 
     def open_store(self) -> Store:
@@ -78,7 +78,7 @@ class Source(NamedTuple):
 
 
 class Assessed(NamedTuple):
-    """A question's tree, and the judge's completions: each once, though equal answers share one."""
+    """A question's tree, and the judge's completions; one that equal answers share is included once."""
 
     valued: ValuedTree
     judged: tuple[Completion, ...]
@@ -86,7 +86,7 @@ class Assessed(NamedTuple):
 
 @contextmanager
 def infrequent_gc() -> Iterator[None]:
-    """Raise the generation-0 threshold: trees and rows have no cycles, and every search walks all of them."""
+    """Raise the generation-0 threshold: trees and rows have no cycles, but each collection would traverse them all."""
     usual = gc.get_threshold()
     gc.set_threshold(_GC_THRESHOLD, *usual[1:])
     try:
@@ -98,7 +98,7 @@ def infrequent_gc() -> Iterator[None]:
 def map_items(
     make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source, *, grades: bool = True
 ) -> Iterator[Made]:
-    """Yield `make(item, source)` in order; many items go to other processes, unless grading needs this one."""
+    """Yield `make(item, source)` in order; many items are made in other processes, unless grading needs this one."""
     left = iter(items)
     first = list(islice(left, MANY))
     if len(first) < MANY or (grades and source.needs_this_process):
@@ -107,7 +107,7 @@ def map_items(
 
 
 def _map_in_processes(make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source) -> Iterator[Made]:
-    """Repeat in this process what failed in another, so that its error shows."""
+    """Map in the process pool; an item whose call failed is repeated in this process, so that its error is raised."""
     waiting = deque[tuple[Item, Future[Made]]]()
 
     def next_made() -> Made:
@@ -126,7 +126,7 @@ def _map_in_processes(make: Callable[[Item, Source], Made], items: Iterable[Item
 
 @infrequent_gc()
 def read_trees(window: Window, source: Source) -> list[Assessed]:
-    """Replay the trees of some questions; what the store lacks is among a tree's failures."""
+    """Replay the trees of some questions; samples that the store lacks are among a tree's failures."""
     with source.open_store() as store:
         stored = make_store_completer(store, [question.question_id for question in window])
     return asyncio.run(_assess_all(window, source, stored))
@@ -137,7 +137,7 @@ async def _assess_all(window: Window, source: Source, stored: Complete) -> list[
 
 
 async def assess_noting_judge(question: Question, source: Source, complete: Complete) -> Assessed:
-    """Assess one question's tree, and keep the judge's completions."""
+    """Assess one question's tree; return it with the judge's completions."""
     judged: dict[str, Completion] = {}
 
     async def complete_and_note(request: CompletionRequest) -> Sequence[Completion]:
@@ -155,28 +155,28 @@ def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Windo
 
 
 class Survey(NamedTuple):
-    """What the store has of some questions."""
+    """Survey of the store for some questions."""
 
     missing: Sequence[Question]
-    """Those whose trees, or their grades, are incomplete."""
+    """Questions whose trees, or whose grades, are incomplete."""
     stored: Mapping[Role, int]
-    """Samples in the other questions' trees, by role."""
+    """Number of samples in the other questions' trees, by role."""
 
 
 class MissingQuestions:
-    """The questions whose trees the store does not hold whole; the samples of the others are counted meanwhile."""
+    """The questions whose trees are incomplete in the store; the samples of the others are counted on the way."""
 
     def __init__(self, questions: Sequence[Question], source: Source, above: Tally) -> None:
         self.questions, self.source = questions, source
         self.stored = Tally(above=above)
-        """Samples of whole trees, as far as those were looked at."""
+        """Samples of complete trees among the questions surveyed so far."""
         self._stopped = Event()
 
     def __iter__(self) -> Iterator[Question]:
         return chain.from_iterable(self._parts())
 
     def batches(self, size: int) -> Iterator[list[Question]]:
-        """Yield them so many at a time; the first ones do not wait for the survey of the rest."""
+        """Yield them in lists of `size`; the first lists do not wait for the survey of the rest."""
         parts = self._parts()
         return chain(_batch(next(parts), size), _batch(chain.from_iterable(parts), size))
 
@@ -198,10 +198,10 @@ def _batch(questions: Iterable[Question], size: int) -> Iterator[list[Question]]
 
 
 def survey(questions: Sequence[Question], source: Source) -> Iterator[Survey]:
-    """Yield which questions lack something: first, at once, those of which the store has too few rows."""
+    """Yield the incomplete questions: at once those with too few rows in the store, then the rest by replaying."""
     with source.open_store() as store:
         rows = store.count(question.question_id for question in questions)
-    # Rows below which no tree is whole.
+    # with fewer rows no tree is complete
     least = sum(nodes_per_question(source.spec).values()) if source.spec.growth.mode == "full" else 1
     yield Survey([question for question in questions if rows[question.question_id] < least], {})
     begun = [question for question in questions if rows[question.question_id] >= least]
@@ -211,7 +211,7 @@ def survey(questions: Sequence[Question], source: Source) -> Iterator[Survey]:
 
 @infrequent_gc()
 def survey_window(window: Window, source: Source) -> Survey:
-    """Replay some questions' trees, and their judge's grades, as far as the store goes."""
+    """Replay some questions' trees, and their judge's grades, as far as the store has them."""
     with source.open_store() as store:
         noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in window]))
     shortfall = asyncio.run(ask_all(window, source.inputs(noted)))

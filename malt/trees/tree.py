@@ -1,4 +1,4 @@
-"""Tree and Node: the texts that three roles gave to one question, and where each one stands.
+"""Tree and Node: the texts that three roles wrote for one question, and their addresses.
 
 The address of a node is its path of sample numbers: generation `2`, its first critique `2.0`, that one's second
 refinement `2.0.1`. A leaf is a refinement. A tree with n samples a level has n + n² + n³ nodes.
@@ -25,7 +25,7 @@ class Address(tuple[int, ...]):
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Read what `str` wrote."""
+        """Parse an address written by `str`."""
         return cls(int(step) for step in text.split(".") if step)
 
     @property
@@ -34,17 +34,17 @@ class Address(tuple[int, ...]):
 
     @property
     def path(self) -> "tuple[Address, ...]":
-        """The addresses that lead here from the root, which is none of them; this one is the last."""
+        """Addresses from below the root down to this one, which is the last."""
         return _lineage(self)
 
     @property
     def role(self) -> Role:
-        """Who speaks at this depth."""
+        """Role that writes the nodes at this depth."""
         return PLAYERS[len(self) - 1]
 
     @property
     def is_leaf(self) -> bool:
-        """Whether a refinement stands here."""
+        """Whether this is the address of a refinement."""
         return len(self) == len(PLAYERS)
 
     def child(self, sample: int) -> "Address":
@@ -53,7 +53,7 @@ class Address(tuple[int, ...]):
 
 @lru_cache(maxsize=10_000)
 def dotted(address: Address) -> str:
-    """Write an address; all trees have the same few."""
+    """Format an address; cached, as all trees have the same few."""
     return ".".join(map(str, address))
 
 
@@ -63,7 +63,7 @@ def _lineage(address: Address) -> tuple[Address, ...]:
 
 
 class NodeStatus(StrEnum):
-    """What kind of text a node holds."""
+    """Status of a node's text: whole (`ok`), truncated, empty, or refused."""
 
     OK = "ok"
     TRUNCATED = "truncated"
@@ -71,7 +71,7 @@ class NodeStatus(StrEnum):
     REFUSED = "refused"
 
 
-_BROKEN_OFF: Mapping[str, NodeStatus] = {
+_STATUS_OF_REASON: Mapping[str, NodeStatus] = {
     FinishReason.LENGTH: NodeStatus.TRUNCATED,
     FinishReason.CONTENT_FILTER: NodeStatus.REFUSED,
 }
@@ -95,13 +95,13 @@ class Node:
 
     @property
     def status(self) -> NodeStatus:
-        """Whether the text is whole."""
+        """Status by the finish reason, else by whether there is any text."""
         whole = NodeStatus.OK if self.text.strip() else NodeStatus.EMPTY
-        return _BROKEN_OFF.get(self.completion.finish_reason, whole)
+        return _STATUS_OF_REASON.get(self.completion.finish_reason, whole)
 
 
 class FailedBranch(NamedTuple):
-    """A request that stayed impossible: the children of `address` that are missing, and why."""
+    """A request that failed after its retries: children of `address` are missing, or (from the judge) its grade."""
 
     question_id: str
     address: str
@@ -111,7 +111,7 @@ class FailedBranch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """All nodes of one question by address, in depth-first order, and the branches that could not be had."""
+    """All nodes of one question by address, in depth-first order, and its failed branches."""
 
     question: Question
     nodes: Mapping[Address, Node] = field(repr=False)
@@ -119,10 +119,10 @@ class Tree:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether no branch failed."""
         return not self.failures
 
     @property
     def leaves(self) -> Iterator[Node]:
-        """The refinements, in order."""
+        """Refinements, in order."""
         return (node for node in self.nodes.values() if node.address.is_leaf)

@@ -1,1 +1,1 @@
-"""A version verified, compared and explained."""
+"""Verifying, comparing and explaining dataset versions."""

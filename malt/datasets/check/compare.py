@@ -1,8 +1,8 @@
-"""Comparing two versions: which inputs differ, and which rows were added, removed or changed, question by question.
+"""Comparison of two versions: inputs that differ, and rows that were added, removed or changed, by question.
 
-Rows are joined by their ids, as 64-bit hashes of id, values, texts and the rest: 36 bytes a row, so that files larger
-than memory can be joined; two rows that differ have the same hash once in 2^64. The `*_training.json` files hold the
-nodes of `trajectories.parquet` over again, and are not compared by themselves.
+Rows are joined by id. Only 64-bit hashes of id, values, texts and the rest are held, 36 bytes a row, so that files
+larger than memory can be joined; two different rows have the same hash once in 2^64. The `*_training.json` files repeat
+the nodes of `trajectories.parquet`, and are not compared.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -28,35 +28,35 @@ _COUNTED = ("added", "removed", "changed", "relabelled", "rewritten")
 
 
 class Change(Recorded):
-    """A value in the first version and in the second; None where there is none."""
+    """Value in the first version and in the second; None where a version lacks it."""
 
     old: JsonValue
     new: JsonValue
 
 
 class InputChanges(Recorded):
-    """What the two versions were made from, as far as it differs."""
+    """Differences between the inputs of the two versions."""
 
     config: dict[str, Change]
-    """By dotted path."""
+    """Config keys, by dotted path."""
     prompts: dict[str, Change]
     """Digests of prompt files, by path."""
     questions: dict[str, Change]
-    """The digest of the questions' values in order."""
+    """Digest of the questions' values in order."""
     code: dict[str, Change]
 
 
 class ChangeCounts(Recorded):
-    """How many rows differ."""
+    """Numbers of rows that differ."""
 
     added: int = 0
     removed: int = 0
     changed: int = 0
-    """Rows of the same id that differ in anything but measurements."""
+    """Rows with the same id that differ in a column other than measurements."""
     relabelled: int = 0
-    """Of the changed ones, those of another label or value."""
+    """Changed rows whose label or value differs."""
     rewritten: int = 0
-    """Of the changed ones, those of another text or prompt."""
+    """Changed rows whose text or prompt differs."""
 
 
 class RowChange(Recorded):
@@ -66,30 +66,30 @@ class RowChange(Recorded):
     """`QUESTION_ID/NODE_ID` for a row of the trajectories, `QUESTION_ID` for one of the questions."""
     change: Literal["added", "removed", "changed"]
     columns: dict[str, Change]
-    """What differs in a row that changed."""
+    """Columns that differ, of a changed row; empty for added and removed ones."""
 
 
 class QuestionChange(ChangeCounts):
-    """What differs in one question's rows of a file."""
+    """Differences in one question's rows of a file."""
 
     question_id: str
     rows: tuple[RowChange, ...]
 
 
 class FileChange(ChangeCounts):
-    """What differs in one file."""
+    """Differences in one file."""
 
     rows: tuple[int, int]
-    """In the first version and in the second."""
+    """Number of rows in the first version and in the second."""
     same: bool
-    """Whether both hold the same rows in the same order; where not, and no row differs, the order or a column does."""
+    """Whether both hold the same rows in the same order; if false and no row differs, the order or a column does."""
     questions_changed: int = 0
     questions: tuple[QuestionChange, ...] = ()
-    """As many as were asked for."""
+    """Questions whose rows are listed, as many as the caller asked for."""
 
 
 class ComparedVersion(Recorded):
-    """One of two versions that were compared."""
+    """One of the two compared versions."""
 
     version: str
     path: str
@@ -97,7 +97,7 @@ class ComparedVersion(Recorded):
 
 
 class VersionDiff(Recorded):
-    """What changed from one version to another."""
+    """Differences between two versions."""
 
     old: ComparedVersion
     new: ComparedVersion
@@ -130,12 +130,12 @@ class _Side(NamedTuple):
 
     @property
     def entry(self) -> FileEntry | None:
-        """What the manifest says of it; None where the version has no such file."""
+        """Manifest entry of the file; None where the version has no such file."""
         return self.version.manifest.files.get(self.file)
 
     @property
     def columns(self) -> list[str]:
-        """Its columns but for those that tell of the run."""
+        """Columns of the file, without measurements of the run."""
         names = pq.read_schema(self.version.path / self.file).names if self.entry else SCHEMAS[self.file].names
         return [name for name in names if name not in MEASURED]
 
@@ -146,10 +146,10 @@ class _Side(NamedTuple):
 
 
 def compare(old: DatasetVersion, new: DatasetVersion, questions: int | None = None) -> VersionDiff:
-    """Say what changed from one version to another, of the same dataset or not.
+    """Compare two versions, of the same dataset or not.
 
-    `questions`: of how many questions a file tells the rows: that many with rows added, removed, and changed; None: of
-    all. Raises `VersionError` where a file cannot be read.
+    `questions` limits the questions whose rows are listed for each file: that many with added rows, with removed rows
+    and with changed rows each; None lists all. Raises `VersionError` where a file cannot be read.
     """
     return VersionDiff(
         old=_name(old),
@@ -210,7 +210,7 @@ def _count(changes: pd.DataFrame) -> dict[str, int]:
 
 
 def _join(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that differ: `key`, `question`, and what is true of each, a column for each of `_COUNTED`."""
+    """Return the rows that differ: `key`, `question`, and a boolean column for each name in `_COUNTED`."""
     both = old.merge(new, on="key", suffixes=("", "_new"))
     relabelled, rewritten, rest = (both[name] != both[f"{name}_new"] for name in ("values", "texts", "rest"))
     changed = both.assign(changed=relabelled | rewritten | rest, relabelled=relabelled, rewritten=rewritten)
@@ -226,7 +226,7 @@ def _join(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 def _group_changes(
     changes: pd.DataFrame, question_ids: list[str], most: int | None, sides: tuple[_Side, _Side], columns: list[str]
 ) -> tuple[QuestionChange, ...]:
-    """Return what differs of the first questions, in the order of the first version and then of the second."""
+    """Return, for each way of changing, the first `most` questions with such rows, in the order of the two versions."""
     ways = [changes.loc[changes[way], "question"] for way in ("added", "removed", "changed")]
     first = pd.concat([numbers.drop_duplicates().sort_values()[:most] for numbers in ways])
     shown = changes[changes["question"].isin(first)]
@@ -251,13 +251,13 @@ def _row_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) ->
 _BATCH_ROWS = 10_000
 
 _VALUES = frozenset({"value", "label", "reward", "chosen_value", "rejected_value", "margin"})
-"""Columns that say what a row is worth."""
+"""Columns of a row's value and label."""
 _TEXTS = frozenset({"text", "prompt", "completion", "chosen", "rejected", "question", "ground_truth", "choices"})
-"""Columns that a reader of the row sees."""
+"""Columns of the texts that a model is trained on, and of the question."""
 
 
 def group_columns(names: Iterable[str]) -> dict[str, list[str]]:
-    """Sort columns by what a difference in them means."""
+    """Group columns by the kind of a difference in them: values, texts or the rest."""
     groups: dict[str, list[str]] = {"values": [], "texts": [], "rest": []}
     for name in names:
         groups["values" if name in _VALUES else "texts" if name in _TEXTS else "rest"].append(name)
@@ -265,7 +265,7 @@ def group_columns(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _hash_rows(side: _Side, names: Collection[str], question_numbers: dict[str, int]) -> pd.DataFrame:
-    """Return a hash a row and column group, the row's `key`, and its `question` by number; new ones get the next."""
+    """Return each row's `key`, its `question` as a number (new questions get the next), and a hash per column group."""
     groups = group_columns(names)
     frames = [
         pd.DataFrame(
@@ -283,7 +283,7 @@ def _hash_rows(side: _Side, names: Collection[str], question_numbers: dict[str, 
 
 
 def _find_rows(side: _Side, names: Collection[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
-    """Read the rows with these keys, by key; each has its id as `row_id`."""
+    """Read the rows with these keys, by key; each has an extra column `row_id`."""
     wanted, found = pd.Index(keys), dict[int, dict[str, Any]]()
     for batch in side.read_batches(names) if len(wanted) else ():
         ids = _row_ids(batch)
@@ -298,7 +298,7 @@ def _find_rows(side: _Side, names: Collection[str], keys: "pd.Series[int]") -> M
 
 
 def _row_ids(batch: pa.RecordBatch) -> pa.Array:
-    """Name the rows: by their own id, by question and node, or by question."""
+    """Return the ids of the rows: their `row_id`, else question and node, else the question alone."""
     if "row_id" in batch.schema.names:
         return batch.column("row_id")
     if "node_id" in batch.schema.names:
@@ -314,7 +314,7 @@ def number_texts(texts: pa.Array, numbers: dict[str, int]) -> NDArray[np.int64]:
 
 
 def hash_columns(batch: pa.RecordBatch, names: Iterable[str]) -> Hashes:
-    """Hash some columns of every row into one number."""
+    """Hash some columns of each row into one number per row."""
     together = np.zeros(batch.num_rows, dtype=np.uint64)
     for name in names:
         column = batch.column(name)
@@ -324,7 +324,7 @@ def hash_columns(batch: pa.RecordBatch, names: Iterable[str]) -> Hashes:
 
 
 def _flatten(column: pa.Array) -> pa.Array:
-    """Write a list of texts or of messages as one text."""
+    """Join lists of texts or of messages into one text per row; return other columns unchanged."""
     if not pa.types.is_list(column.type):
         return column
     items = column.values
@@ -334,7 +334,7 @@ def _flatten(column: pa.Array) -> pa.Array:
 
 
 def _list_sizes(column: pa.Array) -> pa.Array:
-    """Return what `_flatten` loses: which values are there, and how many items a list has."""
+    """Return what `_flatten` loses: the length of each list (-1 for null), or which values are not null."""
     if pa.types.is_list(column.type):
         return pc.fill_null(pc.list_value_length(column), -1)
     return column.is_valid()

@@ -1,6 +1,6 @@
-"""Explaining a row, found by its id: the texts behind it, the grades below them, the arithmetic, and the gates.
+"""Explanation of a row, by its id: its texts, the grades of their leaves, the arithmetic of the value, and the gates.
 
-Everything is worked out again from the leaves' grades; whether the files still say the same is for `verify`.
+Everything is recomputed from the leaves' grades; whether the files still say the same is for `verify`.
 """
 
 import difflib
@@ -38,9 +38,9 @@ from malt.trees.growth import build_request
 from malt.trees.tree import Address, Node
 
 _CONFIGS: Mapping[str, tuple[Kind, Role]] = {f"{kind}-{role}": (kind, role) for kind in KINDS for role in PLAYERS}
-"""Kind and role of rows, by the first part of their ids."""
+"""Kind and role of training rows, by the first part of their ids."""
 _NEAR = 3
-"""Ids that an error suggests."""
+"""Number of ids that an error suggests."""
 
 
 def _find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
@@ -57,7 +57,7 @@ def _find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, Que
 
 
 def _read_id(row_id: str) -> Iterator[RowSource]:
-    """Yield what an id may mean. A question's id may hold slashes, so a row's id can also read as that of a node."""
+    """Yield the possible readings of an id: question ids may hold slashes, so a row's id may also be a node's."""
     config, _, rest = row_id.partition("/")
     if config in _CONFIGS and all(rest.rpartition("/")):
         yield parse_row_id(row_id)
@@ -115,7 +115,7 @@ def _find_near_pairs(source: RowSource, node_ids: Sequence[str]) -> list[str]:
 
 
 _MOST_SUMMANDS = 30
-"""Leaves that a sum spells out; of more, equal rewards are written together."""
+"""Leaves up to which a sum lists each reward; beyond that, equal rewards are grouped."""
 
 
 class PromptMessage(Recorded):
@@ -130,19 +130,19 @@ class LeafExplanation(Recorded):
 
     node_id: str
     reward: float | None
-    """None where it counts for nothing."""
+    """Reward of the leaf; None where it counts for nothing, since its grade is unknown or its text truncated."""
     outcome: str
     read: str | None
-    """The final answer that was read."""
+    """Final answer that the grader read."""
     grader: str
-    """The kind that decided."""
+    """Kind of the grader that decided."""
     explanation: tuple[str, ...]
     error: str | None
-    """Why the outcome is unknown."""
+    """Reason why the outcome is unknown."""
 
 
 class TextExplanation(Recorded):
-    """One text and what it is worth."""
+    """One text, its value and its label."""
 
     node_id: str
     role: str
@@ -153,53 +153,54 @@ class TextExplanation(Recorded):
     label: bool | None
     value: float | None
     value_low: float | None
-    """Of the value's 95 % interval; a leaf's value is its grade and no estimate."""
+    """Lower end of the value's 95 % interval; for a leaf the value itself, which is a grade and no estimate."""
     value_high: float | None
+    """Upper end of the interval."""
     known_leaves: int
     arithmetic: str
-    """How value and label follow from the leaves."""
+    """Calculation of value and label from the leaves."""
     evaluation: Evaluation | None
-    """Its own where it was judged itself, else its known leaves' pooled."""
+    """Evaluation of the text itself where it was judged, else its known leaves' evaluations pooled."""
     own_answer: str | None
-    """What the text itself answers: for diagnosis, never for credit."""
+    """Final answer of the text itself: for diagnosis, never for credit."""
     own_outcome: str | None
     leaves: tuple[LeafExplanation, ...]
 
 
 class Explanation(Recorded):
-    """The story of one row, or of one node."""
+    """Explanation of one row, or of one node."""
 
     version: str
     row_id: str
-    """As asked: of a row in `sft`, `dpo` or `kto`, or a node's `QUESTION_ID/NODE_ID`."""
+    """Id that the caller gave: of a row in `sft`, `dpo` or `kto`, or a node's `QUESTION_ID/NODE_ID`."""
     file: str
-    """The file that holds it, or would."""
+    """File that holds the row, or would hold it."""
     question_id: str
     question: str
     ground_truth: str
     role: str
     prompt: tuple[PromptMessage, ...] | None
-    """What the role saw; None where that is not known any more."""
+    """Prompt that the role saw; None where it can no longer be found."""
     prompt_from: str
-    """Where the prompt was found, or why it was not."""
+    """Place where the prompt was found, or the reason why it was not."""
     text: TextExplanation
-    """The row's text; of a pair the one named first."""
+    """Text of the row; of a pair, the text named first."""
     sibling: TextExplanation | None
-    """The text that it is paired with."""
+    """Second text of a pair."""
     margin: float | None
-    """How far a pair's values differ; None where it is no candidate."""
+    """Difference between a pair's values; None where the two texts are no candidate for a pair."""
     confidence: float | None
-    """The probability that a pair's order is right."""
+    """Probability that the pair's order is right."""
     decision: Decision | None
-    """What became of the row; None for a node, which the trajectories always hold."""
+    """Decision on the row: kept, or left out by a gate; None for a node, which the trajectories always hold."""
     related: tuple[Decision, ...]
-    """What else became of its texts."""
+    """Decisions on other rows of the same texts."""
 
 
 def explain(version: DatasetVersion, row_id: str) -> Explanation:
-    """Explain a row by its id, also one that was left out, or a node by `QUESTION_ID/NODE_ID`.
+    """Explain a row by its id, even one that was left out, or a node by `QUESTION_ID/NODE_ID`.
 
-    Raises `VersionError` for an id that cannot be of this version, and names near ones.
+    Raises `VersionError` for an id that cannot be in this version, and suggests similar ones.
     """
     source, question = _find_question(version, row_id)
     valued = stored_tree(version, question)
@@ -232,7 +233,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
 
 
 def _decide_rest(addresses: Sequence[Address], decisions: GateTrace) -> Iterator[Decision]:
-    """Yield what else became of the texts: of one all, of a pair what each is by itself."""
+    """Yield the decisions on other rows: all of a single text; of a pair, those on each text by itself."""
     if len(addresses) == 1:
         return decisions.decide_all(addresses[0])
     return (decisions.decide(kind, address) for address in addresses for kind in TEXT_KINDS)
@@ -241,7 +242,7 @@ def _decide_rest(addresses: Sequence[Address], decisions: GateTrace) -> Iterator
 def _find_prompt(
     node: Node, valued: ValuedTree, rows: Sequence[Row], version: DatasetVersion
 ) -> tuple[tuple[PromptMessage, ...] | None, str]:
-    """Return what a role saw, and where that was found: in a row of a sibling, or in the same prompt files."""
+    """Return the prompt that a role saw, and its source: a row of a sibling, or the unchanged prompt files."""
     parent = str(node.address.parent)
     for row in rows:
         if parent_of(cast("SftRow | DpoRow | KtoRow", row)) == parent:
@@ -290,7 +291,7 @@ def _explain_leaf(valued: ValuedTree, leaf: Address) -> LeafExplanation:
 
 
 def write_arithmetic(valued: ValuedTree, address: Address) -> str:
-    """Write how a value and its label follow, such as `0.67 = (1 + 1 + 0) / 3 leaves, above 0.5: positive`."""
+    """Write the calculation of a value and its label, such as `0.67 = (1 + 1 + 0) / 3 leaves, above 0.5: positive`."""
     value, leaves = valued.values.get(address), valued.leaves_below(address)
     if value is None:
         return "no value and no label: no grade below is known"
@@ -312,7 +313,7 @@ def _write_sum(rewards: Sequence[float]) -> str:
 
 
 def _write_value(mean: float, threshold: float, is_right: bool) -> str:
-    """Write a value to two digits, or to as many as show on which side of the threshold it lies."""
+    """Write a value with two digits, or with enough to show on which side of the threshold it lies."""
     digits = f"{mean:.2f}"
     return digits if (float(digits) > threshold) == is_right else f"{mean:.12g}"
 

@@ -1,6 +1,6 @@
-"""Verifying a version: every digest, and every row worked out again from the leaves' grades.
+"""Verification of a version: checks every digest, and recomputes every row from the leaves' grades.
 
-Streams, as publishing does: one question's rows in memory at a time.
+Streams, as publishing does: one question's rows are in memory at a time.
 """
 
 import hashlib
@@ -60,17 +60,17 @@ from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
 _ROW_FILES = SCHEMAS.keys() | {training_file(role) for role in PLAYERS}
-"""The files whose rows have digests."""
+"""Files whose rows have digests."""
 _PAGES = frozenset({CARD_FILE, REPORT_FILE})
 
 _SHOWN = 5
-"""Problems listed of each file; the rest are counted."""
+"""Problems listed for each file; the rest are counted."""
 _LONGEST = 60
-"""Characters of a value that a problem quotes."""
+"""Maximum length of a quoted value, in characters."""
 
 
 class _Problems:
-    """What does not hold, in words, by file."""
+    """Problems found, as sentences, by file."""
 
     def __init__(self) -> None:
         self._first: dict[str, list[str]] = {}
@@ -82,8 +82,8 @@ class _Problems:
             self._first.setdefault(file, []).append(f"{file}: {problem}")
 
     def extend(self, problems: Iterable[Problem]) -> None:
-        for file, said in problems:
-            self.add(file, said)
+        for file, problem in problems:
+            self.add(file, problem)
 
     @property
     def lines(self) -> list[str]:
@@ -95,14 +95,14 @@ class _Problems:
 
 
 def verify(version: DatasetVersion) -> list[str]:
-    """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published.
+    """Return the problems of a version, a sentence each that names file and row; none if it is as it was published.
 
-    Raises `OSError` where a file cannot be read, which says nothing of what is in it.
+    Raises `OSError` if the system cannot read a file: the content may still be intact.
     """
     problems = _Problems()
     problems.extend(check_seal(version))
     if version.name != version.manifest.config.get("name"):
-        problems.add(MANIFEST_FILE, f"says dataset {version.name!r}, but its config is another's")
+        problems.add(MANIFEST_FILE, f"says dataset {version.name!r}, but its config names another dataset")
     readable = _check_files(version, problems)
     try:
         spec = version.spec
@@ -115,12 +115,12 @@ def verify(version: DatasetVersion) -> list[str]:
     except UNREADABLE as error:
         if is_unread(error):
             raise
-        problems.add(QUESTIONS_FILE, f"what follows from it cannot be worked out ({error})")
+        problems.add(QUESTIONS_FILE, f"the rows that follow from it cannot be recomputed ({error})")
     return problems.lines
 
 
 def list_unchecked(version: DatasetVersion) -> list[str]:
-    """Return what `verify` takes as it is recorded, a line each."""
+    """Return what `verify` does not check but takes as recorded, a line each."""
     manifest, spec = version.manifest, version.spec
     unchecked = ["that models wrote these texts, and that the leaves' grades are right (malt audit grades them again)"]
     if manifest.screening.test_sets:
@@ -136,9 +136,9 @@ def list_unchecked(version: DatasetVersion) -> list[str]:
 
 def _check_files(version: DatasetVersion, problems: _Problems) -> bool:
     """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
-    known = version.manifest.files
+    listed = version.manifest.files
     problems.extend(check_files(version, _ROW_FILES | _PAGES))
-    for file in sorted(known.keys() - _ROW_FILES - _PAGES):
+    for file in sorted(listed.keys() - _ROW_FILES - _PAGES):
         problems.add(file, "is no file of a version, though the manifest names it")
     readable = [_check_rows(version, file, problems) for file in sorted(_ROW_FILES)]
     return all(readable)
@@ -185,7 +185,7 @@ def _digest_lines(path: Path) -> tuple[int, str]:
 
 
 class _RowCheck:
-    """Works out every row of a version again from its trajectories, question by question, as publishing does."""
+    """Recomputes every row of a version from its trajectories, question by question, as publishing does."""
 
     def __init__(self, version: DatasetVersion, spec: RunSpec, problems: _Problems) -> None:
         self.version, self.manifest, self.spec, self.problems = version, version.manifest, spec, problems
@@ -194,7 +194,7 @@ class _RowCheck:
         self._lines = {training_file(role): example_lines(version.path / training_file(role)) for role in PLAYERS}
 
     def run(self) -> None:
-        self._check_asked()
+        self._check_question_digest()
         _, screening = screen_again(self.version)
         self._check_screening(screening)
         writer = TreeWriter(self.spec, screening)
@@ -205,24 +205,24 @@ class _RowCheck:
         if not self.problems.lines and self.manifest.code == code_version():
             self._check_pages(writer.stats.sample)
 
-    def _check_asked(self) -> None:
-        asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
+    def _check_question_digest(self) -> None:
+        digest = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         with pq.ParquetFile(self.version.path / QUESTIONS_FILE) as parquet:
             for batch in parquet.iter_batches():
-                asked.update(batch)
-        if asked.hexdigest() != self.manifest.questions.sha256:
+                digest.update(batch)
+        if digest.hexdigest() != self.manifest.questions.sha256:
             self.problems.add(QUESTIONS_FILE, "its questions are not those that the manifest says were asked")
 
     def _check_screening(self, screening: Screening) -> None:
         for row in question_rows(self.version):
             question_id = row["question_id"]
             if row["split"] != screening.choose_split(question_id, self.spec.dataset):
-                self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
+                self.problems.add(QUESTIONS_FILE, f"question {question_id!r} does not belong in split {row['split']!r}")
             if exclusion_of(row) != screening.excluded.get(question_id):
-                self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: why it is left out is not what follows")
+                self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: its exclusion differs from the screening")
 
     def _check_questions(self, writer: TreeWriter) -> Counter[bool]:
-        """Check every tree, in order; count the questions by whether they are complete."""
+        """Check every tree, in order; return the numbers of complete (True) and incomplete (False) questions."""
         questions: Counter[bool] = Counter()
         for question in question_rows(self.version):
             questions[question["complete"]] += 1
@@ -240,8 +240,8 @@ class _RowCheck:
         except UNREADABLE as error:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
-        if valued.tree.nodes.keys() != self._nodes_asked_for(valued):
-            self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
+        if valued.tree.nodes.keys() != self._expected_addresses(valued):
+            self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r}: its nodes are not those of its config")
         if self.spec.dataset.tokenizer is None:
             self._check_lengths(valued)
         writer.rows, writer.lines = {}, {}
@@ -251,50 +251,50 @@ class _RowCheck:
         for file, lines in writer.lines.items():
             for line in lines:
                 if next(self._lines[file], None) != line:
-                    self.problems.add(file, f"an example of question {question_id!r} is not what its node says")
+                    self.problems.add(file, f"an example of question {question_id!r} does not match its node")
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
-        """Rebuild a tree. What siblings saw is in their training rows, and the same in all of them."""
-        seen: dict[str, list[list[MessageRow]]] = {}
+        """Rebuild a tree. Prompts are taken from the training rows; all siblings have the same prompt."""
+        by_parent: dict[str, list[list[MessageRow]]] = {}
         for path in ROLE_FILES:
             for row in cast("Sequence[SftRow | DpoRow | KtoRow]", stored[path]):
-                seen.setdefault(parent_of(row), []).append(row["prompt"])
-        prompts = {parent: _most_common(family) for parent, family in seen.items()}
+                by_parent.setdefault(parent_of(row), []).append(row["prompt"])
+        prompts = {parent: _most_common(siblings) for parent, siblings in by_parent.items()}
         return restore_tree(question, cast("list[TrajectoryRow]", stored[TRAJECTORIES_FILE]), prompts, self.spec)
 
-    def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
-        """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""
+    def _expected_addresses(self, valued: ValuedTree) -> set[Address]:
+        """Return the addresses of a full tree, or those that adaptive growth reaches with these leaves' values."""
         if self.spec.growth.mode == "full":
             levels = [range(samples) for samples in self.spec.roles.branching]
             return {Address(path) for depth in range(len(levels)) for path in itertools.product(*levels[: depth + 1])}
         values = {leaf.address: valued.values.get(leaf.address) for leaf in valued.tree.leaves}
         means = {leaf: value.mean if value else None for leaf, value in values.items()}
-        with suppress(KeyError):  # it would have asked for another leaf
+        with suppress(KeyError):  # raised for a missing leaf that adaptive growth would have requested
             return nodes_grown(Rule.of(self.spec), means)
         return set()
 
     def _check_lengths(self, valued: ValuedTree) -> None:
-        """Count again what needs no tokenizer; the prompts are known where one of their rows was kept."""
-        for address, again in measure_lengths(valued, estimate_tokens).lengths.items():
+        """Check the estimated lengths; a prompt is known only where one of its rows was kept."""
+        for address, recomputed in measure_lengths(valued, estimate_tokens).lengths.items():
             stored, known = valued.lengths[address], valued.tree.nodes[address].prompt
-            if stored.text != again.text or (known and stored.prompt != again.prompt):
+            if stored.text != recomputed.text or (known and stored.prompt != recomputed.prompt):
                 question_id = valued.tree.question.question_id
                 self.problems.add(TRAJECTORIES_FILE, f"node {address} of question {question_id!r}: wrong length")
 
     def _compare(self, file: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
         key = "node_id" if file == TRAJECTORIES_FILE else "row_id"
-        left = {row[key]: row for row in stored}
+        unmatched = {row[key]: row for row in stored}
         rows = {row[key]: row for row in expected}
-        if len(left) < len(stored):
+        if len(unmatched) < len(stored):
             self.problems.add(file, f"holds a row of question {stored[0]['question_id']!r} twice")
-        elif left.keys() == rows.keys() and list(left) != list(rows):
+        elif unmatched.keys() == rows.keys() and list(unmatched) != list(rows):
             self.problems.add(file, f"the rows of question {stored[0]['question_id']!r} are out of order")
         for name, row in rows.items():
-            if (found := left.pop(name, None)) is None:
+            if (published := unmatched.pop(name, None)) is None:
                 self.problems.add(file, f"{_name_row(row, key)} is missing")
-            elif found != row:
-                self.problems.add(file, f"{_name_row(row, key)}: {_first_difference(row, found)}")
-        for row in left.values():
+            elif published != row:
+                self.problems.add(file, f"{_name_row(row, key)}: {_first_difference(row, published)}")
+        for row in unmatched.values():
             self.problems.add(file, f"{_name_row(row, key)} should not be there by its nodes' labels")
 
     def _check_rest(self) -> None:
@@ -308,50 +308,50 @@ class _RowCheck:
     def _check_counts(self, questions: Counter[bool], writer: TreeWriter) -> None:
         manifest, trees, selection = self.manifest, writer.stats.trees, writer.stats.selection
         update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
-        of_the_rows: dict[str, tuple[object, object]] = {
+        figures: dict[str, tuple[object, object]] = {
             "counts": (manifest.counts, trees.counts.model_copy(update=update)),
             "counts of what was left out": (manifest.selection, selection.counts),
             "lengths": ((manifest.lengths, manifest.length_bias), (selection.lengths, selection.length_bias)),
             "counts of questions that give no rows": (manifest.screening, writer.screening.counts),
             "diagnostics": (manifest.diagnostics, writer.stats.diagnostics.result),
         }
-        for name, (recorded, found) in of_the_rows.items():
-            self._expect(recorded, found, f"its {name} are not those of the rows")
+        for name, (recorded, recomputed) in figures.items():
+            self._expect(recorded, recomputed, f"its {name} are not those of the rows")
         growth = growth_of(self.spec, trees.counts)
-        self._expect(manifest.growth, growth, "what it says of growth is not what its config and rows say")
+        self._expect(manifest.growth, growth, "its growth figures do not match its config and rows")
         for role, used in trees.usage.items():
-            took = manifest.tokens.get(role), manifest.cost.get(role)
-            self._expect(took, (used.tokens, used.cost), f"the {role}'s tokens or cost are not the sums of the rows")
+            entry = manifest.tokens.get(role), manifest.cost.get(role)
+            self._expect(entry, (used.tokens, used.cost), f"the {role}'s tokens or cost are not the sums of the rows")
         ledger = tuple(entry for entry in manifest.ledger if entry.role in PLAYERS)
-        self._expect(ledger, ledger_of(trees.usage), "its ledger is not what the rows add up to")
+        self._expect(ledger, ledger_of(trees.usage), "its ledger does not match the sums of the rows")
 
-    def _expect(self, recorded: object, found: object, problem: str) -> None:
-        if recorded != found:
+    def _expect(self, recorded: object, recomputed: object, problem: str) -> None:
+        if recorded != recomputed:
             self.problems.add(MANIFEST_FILE, problem)
 
     def _check_heads(self) -> None:
         for role in PLAYERS:
             file = training_file(role)
             metadata = training_metadata(self.spec, role, self.manifest.created_at)
-            with (self.version.path / file).open("rb") as opened:
-                if opened.readline().rstrip(b"\n") != examples_head(metadata, self.manifest.files[file].rows or 0):
-                    self.problems.add(file, "what it says of itself is not what the manifest says")
+            with (self.version.path / file).open("rb") as stream:
+                if stream.readline().rstrip(b"\n") != examples_head(metadata, self.manifest.files[file].rows or 0):
+                    self.problems.add(file, "its metadata does not match the manifest")
 
     def _check_pages(self, trees: TreeSample) -> None:
-        """Write the pages again; other code than that which made the version may write them otherwise."""
+        """Compare the pages to newly rendered ones; the caller makes sure that the code is the version's."""
         files = {file: entry for file, entry in self.manifest.files.items() if file not in _PAGES}
         manifest = self.manifest.model_copy(update={"files": files})
         self.problems.extend(check_pages(self.version, render_pages(manifest, trees)))
 
 
 def parent_of(row: SftRow | DpoRow | KtoRow) -> str:
-    """Return the id of the node that a training row's texts answer to."""
+    """Return the id of the parent node of a training row's texts; empty for a generation."""
     node_id = row.get("node_id") or row.get("chosen_node_id")
     return str(node_id).rpartition(".")[0]
 
 
 def _most_common(prompts: Sequence[list[MessageRow]]) -> list[MessageRow]:
-    """Return what most rows say: one that was changed shall not be believed before the others."""
+    """Return the most common prompt, so that a single changed row does not decide."""
     first = prompts[0]
     return first if all(prompt == first for prompt in prompts) else max(prompts, key=prompts.count)
 
@@ -362,5 +362,5 @@ def _name_row(row: Row, key: str) -> str:
 
 def _first_difference(expected: Row, stored: Row) -> str:
     column = next(name for name, value in expected.items() if stored[name] != value)
-    was, should = (shorten(repr(row[column]), _LONGEST) for row in (stored, expected))
-    return f"{column} is {was}, but worked out again {should}"
+    actual, recomputed = (shorten(repr(row[column]), _LONGEST) for row in (stored, expected))
+    return f"{column} is {actual}, but recomputed {recomputed}"

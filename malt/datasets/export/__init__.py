@@ -1,1 +1,1 @@
-"""A version in other trainers' formats."""
+"""Export of versions to other trainers' formats."""

@@ -1,4 +1,4 @@
-"""Exporting: a version's rows in another tool's format, in a folder that appears whole or not at all."""
+"""Export of a version's rows in another tool's format, to a folder that appears whole or not at all."""
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -26,7 +26,7 @@ from malt.questions.screening import SPLITS, Split
 
 
 class RowChoice(NamedTuple):
-    """Which rows are wanted; of what is not named, all."""
+    """Rows to export; an empty field stands for all."""
 
     roles: Collection[Role] = ()
     kinds: Collection[str] = ()
@@ -34,14 +34,14 @@ class RowChoice(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """A folder, what is in it, and what its tool will not like about that."""
+    """Folder of an export, its manifest, and warnings about what its tool will reject."""
 
     path: Path
     manifest: ExportManifest
     warnings: Sequence[str]
 
     def as_json(self) -> JsonValue:
-        """Say all of it; `version` is a reference, `empty` are the files that were not written for want of rows."""
+        """Return the export as JSON; `version` is a reference, `empty` lists the files not written for lack of rows."""
         about = self.manifest.model_dump(mode="json", include={"format", "content_sha256", "files", "empty"})
         return {"version": self.manifest.reference, "dir": str(self.path), **about, "warnings": [*self.warnings]}
 
@@ -57,7 +57,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
     form = FORMATS[to]
     files = _list_files(version, to, form, choice or RowChoice())
     target = _check_place(directory)
-    with staging_in(target.parent, 0o777) as staging:  # an export is for others: as the umask says
+    with staging_in(target.parent, 0o777) as staging:  # exports may be shared: the umask decides
         manifest = _manifest_of(version, to, [_write_file(version, form, file, staging) for file in files])
         sizes = [(file, (staging / file.path).stat().st_size) for file in manifest.files]
         warnings = [warning for file, size in sizes for warning in form.warnings(file, size)]
@@ -69,7 +69,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
 
 
 def _list_files(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[ExportedFile]:
-    """Return the files to write, in order. Raises `InputError` where the format has nothing of what is wanted."""
+    """Return the files to write, in order. Raises `InputError` where the format does not take the wanted rows."""
     _refuse_choice(to, form, wanted)
     files = [
         ExportedFile(path=_name_file(form, kind, role, split), kind=kind, role=role, split=split)
@@ -91,7 +91,7 @@ def _refuse_choice(to: str, form: Format, wanted: RowChoice) -> None:
 
 
 def _roles_of(kind: str, wanted: RowChoice) -> Sequence[Role | None]:
-    """Return whose rows of a kind are wanted, in the order of the roles; None where a row holds all of them."""
+    """Return the roles wanted of a kind, in their order; None stands for all where a row holds all of them."""
     return [role for role in PLAYERS if role in (wanted.roles or PLAYERS)] if kind in KINDS else [None]
 
 
@@ -101,13 +101,13 @@ def _name_file(form: Format, kind: str, role: Role | None, split: Split) -> str:
 
 
 def _check_place(directory: Path) -> Path:
-    """Return where the export will stand. Raises `InputError` where nothing can or should be written there."""
+    """Return the resolved folder of the export. Raises `InputError` where it cannot or should not be written."""
     try:
         if directory.expanduser().is_symlink():
             raise InputError(f"{directory} is a link; name the folder that it leads to")
         target = directory.expanduser().resolve()
         if Path.cwd().is_relative_to(target):
-            raise InputError(f"{directory} is the folder you are in, or around it; name a folder below it")
+            raise InputError(f"{directory} is or contains the current folder; name a folder below it")
         refuse_in_versions(target)
         refuse_foreign(target)
     except (OSError, RuntimeError) as error:
@@ -124,22 +124,22 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_file(version: DatasetVersion, form: Format, file: ExportedFile, staging: Path) -> ExportedFile:
-    """Write one file; one without rows does not stay, nor does its folder."""
+    """Write one file; remove it, and its folder if that is empty, where there are no rows."""
     path = staging / file.path
     path.parent.mkdir(exist_ok=True)
     written = form.writers[file.kind](version, file, path)
     if not written.rows:
         path.unlink()
-        with suppress(OSError):  # it has other files
+        with suppress(OSError):  # not empty
             path.parent.rmdir()
     return written
 
 
 def _manifest_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) -> ExportManifest:
-    """Say what was written. Raises `NothingToExport` where that is nothing."""
+    """Return the export's manifest. Raises `NothingToExport` where no file has rows."""
     if not (present := [file for file in files if file.rows]):
         paths = ", ".join(file.path for file in files) or "that split"
-        why = f"what was left out: {version.path / CARD_FILE}"
+        why = f"its card tells what was left out: {version.path / CARD_FILE}"
         raise NothingToExport(f"{version.reference} has no rows for {to} ({paths}); {why}")
     return ExportManifest(
         format=to,
@@ -152,10 +152,10 @@ def _manifest_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]
 
 
 def _move(staging: Path, target: Path) -> None:
-    """Put a finished folder in its place; an earlier export gives way, and the same one stays.
+    """Move a finished folder to its place; replace an earlier export, unless it is the same.
 
-    Between the two renames that this takes, a crash leaves no folder; the version still has all of it. Raises
-    `InputError` where somebody else wrote there meanwhile.
+    A crash between the two renames leaves no folder; the version still has all of the rows. Raises `InputError` where
+    another process wrote there meanwhile.
     """
     sync_tree(staging)
     refuse_foreign(target)
@@ -170,6 +170,6 @@ def _move(staging: Path, target: Path) -> None:
     except OSError as error:
         if former.exists() and not target.exists():
             former.rename(target)
-        raise InputError(f"{target}: cannot be put there: {error.strerror}") from error
+        raise InputError(f"{target}: the export cannot be moved there: {error.strerror}") from error
     discard(former)
     sync(target.parent)

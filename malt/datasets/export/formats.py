@@ -1,4 +1,4 @@
-"""The formats that a version can be exported to: for each kind of row how it is written, and what a user must know."""
+"""Formats that a version can be exported to: a writer for each kind of row, and instructions for users."""
 
 import shutil
 from collections import Counter
@@ -18,35 +18,35 @@ from malt.errors import VersionError
 from malt.questions.screening import Split
 
 STEPWISE = "prm"
-"""The kind of row that is in no file of a version, and holds all roles."""
+"""Kind of row that is in no file of a version, and that holds all roles."""
 
 _OPENAI_FEWEST_ROWS = 10
 _OPENAI_MOST_BYTES = 512 * 10**6
 
 
 _Writer = Callable[[DatasetVersion, ExportedFile, Path], ExportedFile]
-"""Writes one file, and returns it with its rows counted. Raises `VersionError` where the version cannot be read."""
+"""Function that writes one file and returns it with its rows counted. Raises `VersionError` for a damaged version."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one tool wants its rows."""
+    """Format of one tool."""
 
     about: str
-    """One line for a list of formats."""
+    """Description for a list of formats, one line."""
     use: str
-    """What one does with the files, in Markdown."""
+    """Instructions for using the files, in Markdown."""
     writers: Mapping[str, _Writer]
-    """By kind of row; the kinds that the format takes."""
+    """Writers by kind of row, for the kinds that the format takes."""
     beside: Callable[[ExportManifest], Mapping[str, str]] = lambda _: {}
-    """The tool's own settings, by file name."""
+    """Function that returns the tool's settings files, by file name."""
     suffix: str = ".jsonl"
     warnings: Callable[[ExportedFile, int], list[str]] = lambda _file, _size: []
-    """What the tool will not like about a file of so many bytes."""
+    """Function that returns warnings about a file of so many bytes."""
 
 
 def _as_lines(record: Callable[[Any], Record]) -> _Writer:
-    """Write a role's rows as JSONL, one record a row, in their order."""
+    """Return a writer of a role's rows as JSONL, one record a row, in their order."""
     return lambda version, file, path: file.model_copy(
         update={"rows": _write_lines(_role_records(version, file, record), path)}
     )
@@ -67,7 +67,7 @@ def _stepwise_lines(version: DatasetVersion, file: ExportedFile, path: Path) -> 
 
 
 def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
-    """Yield the paths of all trees of a split, a question at a time; those left out are counted."""
+    """Yield the paths of all trees of a split, a question at a time; count those left out, by fault."""
     questions, trajectories = version.path / QUESTIONS_FILE, version.path / TRAJECTORIES_FILE
     with reading(version.path, str(questions)):
         if all(row["split"] != split for row in parquet_rows(questions, ["split"])):
@@ -90,12 +90,12 @@ def _role_records(version: DatasetVersion, file: ExportedFile, record: Callable[
 
 def source_file(file: ExportedFile) -> str:
     if file.role is None:
-        raise ValueError(f"rows of kind {file.kind} are no role's")
+        raise ValueError(f"rows of kind {file.kind} have no role, and so no file")
     return role_file(file.kind, file.role, file.split)
 
 
 def _write_lines(rows: Iterable[Record], path: Path) -> int:
-    """Write one JSON object a line; return how many."""
+    """Write one JSON object a line; return the number of lines."""
     count = 0
     with path.open("wb") as file:
         for count, row in enumerate(rows, start=1):  # noqa: B007 - the last one is the count
@@ -104,7 +104,7 @@ def _write_lines(rows: Iterable[Record], path: Path) -> int:
 
 
 def _warn_of_openai_limits(file: ExportedFile, size: int) -> list[str]:
-    """Say what OpenAI refuses; others that read these formats have other limits."""
+    """Return what OpenAI will refuse; other readers of these formats have other limits."""
     warnings = []
     if file.rows < _OPENAI_FEWEST_ROWS:
         warnings.append(f"{file.path} has {file.rows} rows; OpenAI takes no fewer than {_OPENAI_FEWEST_ROWS}")
@@ -177,7 +177,7 @@ not trained on. `stage` is `dpo` or `kto` for the others.""",
         use="""Each line is one path of a tree: the question as `prompt`; generation, critique and refinement as
 `completions`; whether each is labelled right as `labels`, and its value as `values`. Axolotl reads it with
 `process_reward_model: true` and `type: stepwise_supervised`, TRL (until it dropped the trainer in September 2026) with
-`trl.experimental.prm`. `malt explain VERSION ID` tells of the path's end.""",
+`trl.experimental.prm`. `malt explain VERSION ID` explains the path's leaf.""",
         writers={STEPWISE: _stepwise_lines},
     ),
 }

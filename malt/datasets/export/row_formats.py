@@ -1,7 +1,7 @@
-"""A version's rows as other tools write them: pure functions from a row, or a tree, to records in a fixed key order.
+"""Rows in the formats of other tools: pure functions from a row, or a tree, to records in a fixed key order.
 
-What a role saw besides its last question (system text, worked examples as earlier turns) stays context: where a format
-can say so, only the last reply is trained on, as TRL does with a prompt and a completion.
+The system text and worked examples (earlier turns) of a prompt stay context: where a format can say so, only the last
+reply is trained on, as TRL does with a prompt and a completion.
 """
 
 from collections import Counter
@@ -17,23 +17,23 @@ Record = Mapping[str, object]
 """One line of a JSONL file."""
 
 STEPWISE_COLUMNS = ("question_id", "node_id", "text", "status", "value", "label")
-"""What is read of a node."""
+"""Columns of a node that stepwise rows are made from."""
 
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 class _ParsedPrompt(NamedTuple):
-    """A prompt's messages, in the parts that formats ask for."""
+    """Parts of a prompt that formats hold separately."""
 
     system: str
-    """Empty where there is none."""
+    """System text; empty where there is none."""
     history: list[list[str]]
-    """Earlier turns: what the user said and what was replied, pair by pair."""
+    """Earlier turns, as pairs of the user's text and the reply."""
     question: str
 
 
 class StepwiseRow(TypedDict):
-    """One path; its lists are parallel, and in the order of the roles. `malt explain VERSION ID` tells of its leaf."""
+    """One path; its lists are parallel, in the order of the roles. `malt explain VERSION ID` explains its leaf."""
 
     id: str
     question_id: str
@@ -51,8 +51,8 @@ def openai_supervised(row: SftRow) -> Record:
 
 
 def openai_preference(row: DpoRow) -> Record:
-    asked = {"messages": row["prompt"]}
-    return {"input": asked, "preferred_output": row["chosen"], "non_preferred_output": row["rejected"]}
+    prompt = {"messages": row["prompt"]}
+    return {"input": prompt, "preferred_output": row["chosen"], "non_preferred_output": row["rejected"]}
 
 
 def sharegpt(row: SftRow) -> Record:
@@ -62,31 +62,31 @@ def sharegpt(row: SftRow) -> Record:
 
 def alpaca(row: SftRow) -> Record:
     """Instruction and output; the system text and earlier turns in LLaMA-Factory's columns for them."""
-    talk = _take_apart(row)
+    prompt = _parse_prompt(row)
     return {
         "id": row["row_id"],
-        "instruction": talk.question,
+        "instruction": prompt.question,
         "input": "",
         "output": _text_of(row["completion"]),
-        "system": talk.system,
-        "history": talk.history,
+        "system": prompt.system,
+        "history": prompt.history,
     }
 
 
 def axolotl_supervised(row: SftRow) -> Record:
-    """Messages that say themselves whether they are trained on: the reply is, the turns before it are not."""
-    seen = [{**turn, "train": False} for turn in row["prompt"]]
-    return {"id": row["row_id"], "messages": [*seen, *({**turn, "train": True} for turn in row["completion"])]}
+    """Messages with a flag `train`: true for the reply, false for the turns before it."""
+    prompt = [{**turn, "train": False} for turn in row["prompt"]]
+    return {"id": row["row_id"], "messages": [*prompt, *({**turn, "train": True} for turn in row["completion"])]}
 
 
 def axolotl_preference(row: DpoRow) -> Record:
-    """What `chat_template.default` reads: the prompt's messages, and one message on each side."""
+    """Input of `chat_template.default`: the prompt's messages, and one message on each side."""
     chosen, rejected = row["chosen"][-1], row["rejected"][-1]
     return {"id": row["row_id"], "messages": row["prompt"], "chosen": chosen, "rejected": rejected}
 
 
 def axolotl_unpaired(row: KtoRow) -> Record:
-    """What `chatml.argilla_chat` and `llama3.argilla_chat` read: one conversation, and whether its end is wanted."""
+    """Input of `chatml.argilla_chat` and `llama3.argilla_chat`: one conversation, and whether its reply is good."""
     return {"id": row["row_id"], "completion": [*row["prompt"], *row["completion"]], "label": row["label"]}
 
 
@@ -97,13 +97,13 @@ def llamafactory_preference(row: DpoRow) -> Record:
 
 
 def llamafactory_unpaired(row: KtoRow) -> Record:
-    """One ShareGPT conversation, and whether its end is wanted."""
+    """One ShareGPT conversation, and whether its reply is good."""
     conversations = _sharegpt_turns(row, row["completion"])
     return {"id": row["row_id"], "conversations": conversations, "kto_tag": row["label"]}
 
 
 def _sharegpt_turns(row: SftRow | DpoRow | KtoRow, reply: Iterable[MessageRow] = ()) -> list[dict[str, str]]:
-    _take_apart(row)
+    _parse_prompt(row)
     return [_sharegpt_turn(turn) for turn in (*row["prompt"], *reply)]
 
 
@@ -111,20 +111,20 @@ def _sharegpt_turn(turn: MessageRow) -> dict[str, str]:
     return {"from": _SHAREGPT_NAMES[turn["role"]], "value": turn["content"]}
 
 
-def _take_apart(row: SftRow | DpoRow | KtoRow) -> _ParsedPrompt:
-    """Take its prompt apart. Raises `VersionError` where user and assistant do not speak by turns, the user last."""
+def _parse_prompt(row: SftRow | DpoRow | KtoRow) -> _ParsedPrompt:
+    """Split a row's prompt. Raises `VersionError` unless user and assistant alternate, the user first and last."""
     prompt = row["prompt"]
-    opening = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
-    turns = prompt[len(opening) :]
-    speakers = ["assistant" if place % 2 else "user" for place in range(len(turns))]
-    if len(turns) % 2 == 0 or [turn["role"] for turn in turns] != speakers:
-        said = ", ".join(turn["role"] for turn in prompt)
+    system = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
+    turns = prompt[len(system) :]
+    expected = ["assistant" if index % 2 else "user" for index in range(len(turns))]
+    if len(turns) % 2 == 0 or [turn["role"] for turn in turns] != expected:
+        roles = ", ".join(turn["role"] for turn in prompt)
         raise VersionError(
-            f"{row['row_id']}: its prompt reads {said or 'nothing'}; this format takes user, assistant, …, user"
+            f"{row['row_id']}: its prompt has turns {roles or 'none'}; this format takes user, assistant, …, user"
         )
     texts = [turn["content"] for turn in turns]
     history = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]
-    return _ParsedPrompt(_text_of(opening) if opening else "", history, texts[-1])
+    return _ParsedPrompt(_text_of(system) if system else "", history, texts[-1])
 
 
 def _text_of(turns: Sequence[MessageRow]) -> str:
@@ -134,7 +134,7 @@ def _text_of(turns: Sequence[MessageRow]) -> str:
 def stepwise_rows(
     question: QuestionRow, nodes: Iterable[TrajectoryRow], left_out: Counter[str]
 ) -> Iterator[StepwiseRow]:
-    """Yield a tree's paths in its order, those whose three nodes are whole texts with a label; count the others."""
+    """Yield a tree's paths in order, if all three nodes have a whole text and a label; count the others by fault."""
     for path in _paths(nodes):
         fault = question["excluded"] or _fault_of(path)
         if fault is None:
@@ -154,7 +154,7 @@ def _paths(nodes: Iterable[TrajectoryRow]) -> Iterator[list[TrajectoryRow]]:
 
 
 def _fault_of(path: list[TrajectoryRow]) -> str | None:
-    """Why a path is no row: a text that is not whole would be judged for its end; None where it is one."""
+    """Return why a path gives no row; None where it gives one. A flawed text may be labelled for its flaw alone."""
     if any(node["status"] != NodeStatus.OK for node in path):
         return "not_whole"
     return "no_label" if any(node["label"] is None for node in path) else None

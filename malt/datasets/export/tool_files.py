@@ -1,4 +1,4 @@
-"""What lies beside exported rows: README, settings that a tool reads, and `export.json`, which tells whose all is."""
+"""Files beside exported rows: README, settings that a tool reads, and `export.json`, the manifest of the export."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXPORT_MANIFEST_FILE = "export.json"
 _MOST_BYTES = 64 * MIB
-"""Of an earlier export's manifest."""
+"""Largest manifest of an earlier export that is read."""
 
 
 class ExportedFile(BaseModel):
@@ -32,23 +32,23 @@ class ExportedFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    """Below the export's folder."""
+    """Path below the export's folder."""
     kind: str
     role: Role | None
-    """None where a row holds all roles."""
+    """Role whose rows these are; None where a row holds all roles."""
     split: Split
     rows: int = 0
     left_out: dict[str, int] = {}
-    """What the version holds and the format does not take, by why."""
+    """Number of the version's paths that the format does not take, by reason."""
 
     @property
     def config(self) -> str:
-        """The name under which `load_dataset` finds it: `sft-generator`, `prm`."""
+        """Config name of the file for `load_dataset`: `sft-generator`, `prm`."""
         return self.kind if self.role is None else f"{self.kind}-{self.role}"
 
 
 class ExportManifest(BaseModel):
-    """What was exported from which version, and the digest of every file beside this one."""
+    """Version and files of an export, and the digest of every file beside this one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,13 +58,13 @@ class ExportManifest(BaseModel):
     content_sha256: str
     files: tuple[ExportedFile, ...]
     empty: tuple[ExportedFile, ...]
-    """Files that would have no row, which are not there: no tool loads one."""
+    """Files that were not written because they would have no row: no tool loads such a file."""
     sha256: dict[str, str] = {}
-    """Of every file of the folder, by its path; this one apart."""
+    """Digest of every other file of the folder, by its path."""
 
     @property
     def reference(self) -> str:
-        """How commands name the version: `NAME@v3`."""
+        """The version's name in commands: `NAME@v3`."""
         return f"{self.dataset}@v{self.version}"
 
 
@@ -74,7 +74,7 @@ def write_export_manifest(manifest: ExportManifest, folder: Path) -> None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise `InputError` unless a folder is missing, empty, or holds an export just as it was written."""
+    """Raise `InputError` unless a folder is missing, empty, or holds an unchanged export."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -86,7 +86,7 @@ def refuse_foreign(folder: Path) -> None:
         found = _digest_files(folder)
         foreign = sorted(path for path in found.keys() | written.keys() if found.get(path) != written.get(path))
     if foreign:
-        raise InputError(f"{folder} holds {foreign[0]}, which is not as an export left it; name another folder")
+        raise InputError(f"{folder} holds {foreign[0]}, which no export wrote or which changed; name another folder")
 
 
 def _read_digests(folder: Path) -> dict[str, str] | None:
@@ -97,7 +97,7 @@ def _read_digests(folder: Path) -> dict[str, str] | None:
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder, its manifest apart; of what is no plain file an empty text."""
+    """Return the SHA-256 of every file below a folder except the manifest; for a link or special file an empty text."""
     return {
         name: file_sha256(folder / name) if is_plain else ""
         for name, is_plain in list_entries(folder).items()
@@ -129,7 +129,7 @@ _AXOLOTL_DATASET: Mapping[str, Sequence[str]] = {
 
 
 def render_readme(manifest: ExportManifest, use: str) -> str:
-    """Write the README; its front matter makes `load_dataset(folder, config)` work."""
+    """Return the README; its front matter makes `load_dataset(folder, config)` work."""
     rows = [(code_span(file.config), file.split, code_span(file.path), file.rows) for file in manifest.files]
     return f"""---
 {_card_data(manifest)}
@@ -146,7 +146,7 @@ folder.
 
 
 def _card_data(manifest: ExportManifest) -> "DatasetCardData":
-    """Name every config. Their descriptions name the rows because `datasets` keys its cache by this block alone."""
+    """List every config. Descriptions hold the rows' digest because `datasets` keys its cache by this block alone."""
     from huggingface_hub import DatasetCardData
 
     rows = {config: sum(file.rows for file in files) for config, files in _by_config(manifest)}
@@ -166,7 +166,7 @@ def _by_config(manifest: ExportManifest) -> "groupby[str, ExportedFile]":
 
 
 def axolotl_configs(manifest: ExportManifest) -> dict[str, str]:
-    """Write a config for every kind and role, to be put into one's own."""
+    """Return part of an Axolotl config for every kind and role, by file name."""
     return {f"{config}.yaml": _axolotl_config(manifest, list(files)) for config, files in _by_config(manifest)}
 
 
@@ -183,7 +183,7 @@ def _axolotl_config(manifest: ExportManifest, files: Sequence[ExportedFile]) -> 
 
 
 def llamafactory_info(manifest: ExportManifest) -> dict[str, str]:
-    """Write `dataset_info.json`: an entry for every file, such as `arith-dpo-verifier-validation`."""
+    """Return `dataset_info.json`: an entry for every file, such as `arith-dpo-verifier-validation`."""
     entries = {
         f"{manifest.dataset}-{file.config}{'' if file.split == 'train' else f'-{file.split}'}": {
             "file_name": file.path,

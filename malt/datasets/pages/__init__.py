@@ -1,1 +1,1 @@
-"""The dataset card and the report."""
+"""Dataset card and report of a version."""

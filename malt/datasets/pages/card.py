@@ -1,4 +1,4 @@
-"""The dataset card, `README.md` of a version, and the report's figures as Markdown. They say what the manifest says."""
+"""Dataset card (`README.md` of a version), and the report's figures as Markdown; both render the manifest alone."""
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
@@ -55,7 +55,7 @@ def render_card(manifest: Manifest) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(  # noqa: S701 - Markdown: what is filled in is escaped by `finalize`
+    environment = Environment(  # noqa: S701 - the output is Markdown: `finalize` escapes the values
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
@@ -81,8 +81,8 @@ def _front_matter(manifest: Manifest) -> Markdown:
 
 @cache
 def _dataset_info() -> str:
-    """Describe the columns, as YAML: the same for all datasets. No splits: `datasets` wants their size in memory, and
-    the rows are told in the configs.
+    """Describe the columns as YAML, the same for all datasets. Splits are left out: `datasets` would want their
+    size in memory, and the configs give the row counts.
     """
     from huggingface_hub import DatasetCardData
 
@@ -92,7 +92,7 @@ def _dataset_info() -> str:
 
 
 def config_files() -> dict[str, dict[Split, str]]:
-    """The files of each config that `load_dataset` finds, by split: `sft-generator` … `trajectories`, `questions`."""
+    """Return the files of each `load_dataset` config, by split: `sft-generator` … `trajectories`, `questions`."""
     found: dict[str, dict[Split, str]] = {}
     for path in SCHEMAS:
         file = ROLE_FILES.get(path)
@@ -110,10 +110,10 @@ def _size_category(rows: int) -> str:
 
 
 def _config_entry(manifest: Manifest, config: str, files: Mapping[Split, str]) -> dict[str, Any]:
-    """Describe one config; of the splits train, and validation where it has rows, since `datasets` loads no empty one.
+    """Describe one config. A validation split without rows is left out, since `datasets` cannot load it.
 
-    The description holds the rows' digest because `datasets` keys its cache by this block alone: without it, two
-    folders both called `v1` would load each other's rows.
+    The description holds the rows' digest because `datasets` keys its cache by this block alone: without the digest,
+    two folders both called `v1` would load each other's rows.
     """
     listed = {split: path for split, path in files.items() if split == "train" or _count_rows(manifest, [path])}
     entries = [manifest.files[path] for path in listed.values()]
@@ -178,14 +178,14 @@ def _gates_table(manifest: Manifest) -> Markdown:
 
 
 def _gate_cells(manifest: Manifest, gate: str) -> tuple[object, ...]:
-    """One gate's line; what its key is for is said in the words of the config."""
+    """Return one gate's table row; the config field's docstring says what the gate is for."""
     setting = getattr(manifest.spec.dataset, gate)
     about = Markdown(DatasetSpec.model_fields[gate].description)
     return code_span(gate), _show_setting(setting), about, *(_count_dropped(manifest, gate, kind) for kind in KINDS)
 
 
 def _count_dropped(manifest: Manifest, gate: str, kind: str) -> int | str:
-    """Count what a gate left out, all roles together; empty where this kind of row has no such gate."""
+    """Count the rows that a gate left out, over all roles; empty where this kind of row has no such gate."""
     counted = [kinds[kind].dropped for kinds in manifest.selection.values()]
     return sum(dropped[gate] for dropped in counted) if all(gate in dropped for dropped in counted) else ""
 
@@ -224,7 +224,7 @@ def _leaves_below(manifest: Manifest) -> str:
 
 
 def _files_table(manifest: Manifest) -> Markdown:
-    """A line a config; trajectories and questions have no validation split."""
+    """Return a table with a row per config; trajectories and questions have no validation split."""
     rows = [
         (
             code_span(config),
@@ -241,13 +241,13 @@ _KINDS = {"all right": "all positive", "all wrong": "all negative"}
 
 
 def figures_markdown(manifest: Manifest) -> str:
-    """Write the figures of the report: the picture, as an image that needs no file beside it, and a table each."""
+    """Render the report's figures as Markdown: the picture as an embedded image, then a table for each figure."""
     parts = {
-        "How often the answers are correct": _accuracy_table(manifest),
-        "What critique and refinement change": _flips_table(manifest),
-        "What became of the questions": _mix_table(manifest),
-        "What can be trained on": _yields_table(manifest),
-        "What it took": _usage_table(manifest),
+        "Accuracy of the answers": _accuracy_table(manifest),
+        "Effect of critique and refinement": _flips_table(manifest),
+        "Questions by outcome": _mix_table(manifest),
+        "Training rows": _yields_table(manifest),
+        "Tokens and cost": _usage_table(manifest),
     }
     picture = b64encode(render_picture(manifest).encode()).decode()
     tables = (f"## {title}\n\n{table}" for title, table in parts.items() if table)

@@ -1,4 +1,4 @@
-"""The report as a page: one HTML file that loads nothing and runs nothing but its own viewer, whatever models wrote.
+"""Report as one HTML file that loads nothing and runs only its own viewer, whatever text the models wrote.
 
 Figures are inline SVG drawn by the template, not by a plotting library: they follow the reader's width, theme and
 fonts, their numbers stay text, and all of them together weigh a few kilobytes.
@@ -28,7 +28,7 @@ _FOLDER = Path(__file__).parent
 
 
 def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
-    """Write the page, from what the manifest counts and the trees that a `TreeSample` chose."""
+    """Render the report from the manifest's figures and the trees that a `TreeSample` chose."""
     style, script = read_part("marks.css") + read_part("page.css"), read_part("viewer.js")
     measures, mix = list(figures.measure_accuracy(manifest)), figures.list_mix(manifest)
     return render_page(
@@ -48,7 +48,7 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
 
 
 def render_page(template: str, style: str, script: str = "", *folders: Path, **values: object) -> str:
-    """Fill a page's template. It tells the browser that this style and this script are allowed, and nothing else."""
+    """Fill a page's template. Its content security policy allows this style and this script only."""
     ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704
     policy = _write_policy(style, script)
     return page_environment(*folders).get_template(template).render(**ours, policy=policy, **values)
@@ -60,13 +60,13 @@ def _write_policy(style: str, script: str) -> str:
 
 
 def render_picture(manifest: Manifest) -> str:
-    """Draw accuracy, flips and values as one SVG that stands alone, on a ground of its own."""
+    """Draw accuracy, flips and values as one self-contained SVG with its own background."""
     style = Markup(read_part("marks.css"))  # noqa: S704 - ours
     return page_environment().get_template("picture.svg.jinja").render(**_draw_all(manifest), style=style)
 
 
 def redraw_report(version: DatasetVersion) -> str:
-    """Draw a version's report from its manifest and its rows. Raises `VersionError` where they cannot be read."""
+    """Render a version's report from its manifest and its rows. Raises `VersionError` if they cannot be read."""
     sample, failures = TreeSample(), group_failures(version.manifest)
     with reading(version.path):
         for question, nodes in question_nodes(version):
@@ -75,7 +75,7 @@ def redraw_report(version: DatasetVersion) -> str:
 
 
 def _draw_all(manifest: Manifest) -> dict[str, object]:
-    """What page and picture both show."""
+    """Return the template values that page and picture share."""
     return {
         "spec": manifest.spec,
         "measures": list(figures.measure_accuracy(manifest)),
@@ -85,7 +85,7 @@ def _draw_all(manifest: Manifest) -> dict[str, object]:
 
 
 def read_part(name: str) -> str:
-    """Read a part that pages share: a style or a script."""
+    """Read a style or a script that pages share."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -102,7 +102,7 @@ def _hash_source(text: str) -> str:
 
 @cache
 def page_environment(*folders: Path) -> Environment:
-    """Return what fills a page's templates, those of other folders too; texts of others are made inert."""
+    """Return the environment of the page templates, also those in `folders`; it makes control characters visible."""
     made = Environment(
         loader=FileSystemLoader([*folders, _FOLDER]),
         autoescape=True,
@@ -129,18 +129,18 @@ def shorten_number(number: int) -> str:
 
 
 def _format_points(number: float) -> str:
-    """Write a difference of two shares, with a real minus sign."""
+    """Write a difference of two percentages, with a real minus sign."""
     return f"{number:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 _GAP = 6.0
-"""Between the right and the wrong half of a flip picture."""
+"""Gap between the right and the wrong half of a flip picture, in % of its height."""
 _TALLEST = 86.0
-"""Of a histogram's bars, so that there is room for numbers above."""
+"""Height of a histogram's highest bar, in % of the picture: leaves room for the numbers above."""
 
 
 class _Span(NamedTuple):
-    """A stretch of a column, from the top."""
+    """Vertical section of a column, measured from the top."""
 
     top: float
     height: float
@@ -151,11 +151,11 @@ class _Span(NamedTuple):
 
 
 class _Ribbon(NamedTuple):
-    """Answers on their way from one side to the other."""
+    """Band of a flip picture: answers with the same grade before and the same grade after."""
 
     flip: Flip
     path: str
-    """In a square of 100 by 100."""
+    """SVG path in a square of 100 by 100."""
 
 
 class Column(NamedTuple):
@@ -168,7 +168,7 @@ class Column(NamedTuple):
 
 
 class _FlipPicture(NamedTuple):
-    """Answers before and after, and the ribbons between."""
+    """Columns of the answers before and after, and the ribbons between them."""
 
     before: Column
     after: Column
@@ -176,7 +176,7 @@ class _FlipPicture(NamedTuple):
 
 
 class _HistogramBar(NamedTuple):
-    """A histogram's bar, right above wrong."""
+    """Bar of a histogram, the right texts above the wrong ones."""
 
     texts: int
     left: float
@@ -185,7 +185,7 @@ class _HistogramBar(NamedTuple):
 
 
 def draw_flips(flips: Sequence[Flip]) -> _FlipPicture | None:
-    """Lay out the flips, given in the order right to right, right to wrong, wrong to right, wrong to wrong."""
+    """Lay out the flips. They must come in the order right→right, right→wrong, wrong→right, wrong→wrong."""
     if not flips:
         return None
     kept, broken, fixed, missed = (flip.leaves for flip in flips)

@@ -1,6 +1,6 @@
-"""The trees that a report shows: all of a small version, a sample of a large one, within bounds whatever their size.
+"""Trees that a report shows: all of a small version, a sample of a large one, within a size limit.
 
-A question is chosen by the digest of its id, so the same one is chosen in every version that it is in.
+Questions are ranked by the hash of their id, so that versions of the same questions prefer the same ones.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from malt.datasets.rows.tables import QuestionRow, TrajectoryRow
 from malt.sanitize import escape_controls
 
 KEPT = 100
-"""Trees of each kind held while others pass."""
+"""Maximum number of trees of each kind that a sample holds."""
 
 _QuestionKind = Literal["mixed", "all wrong", "all right", "failed", "unknown"]
-"""What became of a question: by the labels of its known leaves, none known, or no whole tree."""
+"""Outcome of a question: from the labels of its known leaves; `unknown` without any, `failed` without a whole tree."""
 _SHARES: Mapping[_QuestionKind, int] = {"mixed": 2, "all wrong": 1, "all right": 1, "failed": 1, "unknown": 1}
-"""How many of each kind are taken in turn: mixed ones are what pairs are made of."""
+"""Trees of each kind taken per turn; more mixed ones, since pairs come from them."""
 _KIND_OF_LABELS: Mapping[frozenset[bool], _QuestionKind] = {
     frozenset({True}): "all right",
     frozenset({False}): "all wrong",
@@ -30,40 +30,40 @@ _KIND_OF_LABELS: Mapping[frozenset[bool], _QuestionKind] = {
 }
 
 _ALL_BYTES = 4_000_000
-"""Of all trees in one page."""
+"""Maximum size of all trees in one page."""
 _TREE_BYTES = 150_000
-"""Of one tree; its texts are cut until it has less."""
+"""Maximum size of one tree; its texts are cut until it fits."""
 _CUTS = (4_000, 1_500, 400, 100)
 """Characters kept of each text, tried in this order."""
 _CHILDREN = 6
-"""Children shown of each node."""
+"""Maximum number of children shown of each node."""
 _FAILURES = 20
-"""Failed branches shown of each question."""
+"""Maximum number of failed branches shown of each question."""
 
 _ESCAPED = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
-"""Signs that could end a script element, or a line of one."""
+"""Characters that could end a script element, or a line of it."""
 
 _PLAIN_COLUMNS = ("status", "answer", "outcome", "grader", "error", "own_outcome", "own_answer")
 """Columns of a node that the page shows as they are."""
 
 
 class _Sampled(NamedTuple):
-    """A tree that may be shown. The largest is the first to go."""
+    """Tree that may be shown. The smallest negative rank is dropped first."""
 
     negative_rank: int
     place: int
-    """Among all questions."""
+    """Position among all questions."""
     tree: bytes
-    """As JSON that may stand in a script element."""
+    """Tree as JSON that is safe in a script element."""
 
 
 RankBar = Mapping[_QuestionKind, int]
-"""The negative rank that a tree of a kind has to exceed to be kept."""
+"""Negative rank that a tree must exceed to be kept, by kind."""
 NO_BAR: RankBar = MappingProxyType({})
 
 
 class TreeSample:
-    """Keeps some of the trees that pass; with the `bar` of another, only those that the other would keep too."""
+    """Sample of the trees added to it; with the `bar` of another sample, only those that the other would keep too."""
 
     def __init__(self, bar: RankBar = NO_BAR) -> None:
         self._places = 0
@@ -72,19 +72,19 @@ class TreeSample:
 
     @property
     def bar(self) -> RankBar:
-        """What further trees have to exceed."""
+        """Negative ranks that further trees must exceed."""
         full = {kind: kept[0].negative_rank for kind, kept in self._kept.items() if len(kept) == KEPT}
         return {**self._bar, **full}
 
     def add(self, question: QuestionRow, nodes: Sequence[TrajectoryRow], failures: Sequence[Failure] = ()) -> None:
-        """Take one question with its nodes, which are none where it failed, and its failed branches."""
+        """Add one question with its nodes (none if it failed) and its failed branches."""
         kind, rank = _kind_of(question, nodes), -rank_question(question["question_id"])
         if self._has_room(kind, rank):
             self._keep(kind, _Sampled(rank, self._places, _tree_json(question, nodes, failures)))
         self._places += 1
 
     def merge(self, other: "TreeSample") -> None:
-        """Take what another has kept of questions that come after these."""
+        """Add the trees kept by another sample, whose questions come after those of this one."""
         for kind, kept in other._kept.items():
             for candidate in kept:
                 if self._has_room(kind, candidate.negative_rank):
@@ -103,7 +103,7 @@ class TreeSample:
 
     @property
     def chosen(self) -> list[bytes]:
-        """The chosen ones as JSON, in the order of their questions."""
+        """Chosen trees as JSON, in the order of their questions."""
         chosen, room = [], _ALL_BYTES
         for candidate in self._in_turn():
             if len(candidate.tree) <= room:
@@ -112,7 +112,7 @@ class TreeSample:
         return [candidate.tree for candidate in sorted(chosen, key=lambda each: each.place)]
 
     def _in_turn(self) -> Iterable[_Sampled]:
-        """All candidates, kinds by turns, within a kind by rank."""
+        """Return all candidates, alternating between kinds; within a kind by rank."""
         ordered = [
             (turn // _SHARES[kind], candidate)
             for kind, kept in self._kept.items()
@@ -129,13 +129,13 @@ def group_failures(manifest: Manifest) -> dict[str, list[Failure]]:
 
 
 def rank_question(question_id: str) -> int:
-    """Return a question's place in an order that is as good as random, and the same on every machine."""
+    """Return a question's rank in a pseudo-random order that is the same on every machine."""
     digest = hashlib.sha256(question_id.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def embed_json(value: object) -> bytes:
-    """Write JSON that may stand in a script element."""
+    """Write JSON that is safe in a script element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_ESCAPED).encode()
 
 
@@ -147,7 +147,7 @@ def _kind_of(question: QuestionRow, nodes: Iterable[TrajectoryRow]) -> _Question
 
 
 def _tree_json(question: QuestionRow, nodes: Sequence[TrajectoryRow], failures: Sequence[Failure]) -> bytes:
-    """Write a tree, its texts as long as there is room for."""
+    """Write a tree as JSON, its texts cut until it fits into `_TREE_BYTES` (or to the shortest cut)."""
     steps = {row["node_id"]: [int(sample) for sample in row["node_id"].split(".")] for row in nodes}
     shown = [row for row in nodes if max(steps[row["node_id"]]) < _CHILDREN]
     shown.sort(key=lambda row: steps[row["node_id"]])
@@ -179,7 +179,7 @@ def _failures_json(failures: Sequence[Failure], most: int) -> dict[str, object]:
 
 
 def _node_json(row: TrajectoryRow, most: int) -> dict[str, object]:
-    """What the page shows of a node; what is not known is left out."""
+    """Return the fields of a node that the page shows, without unknown ones."""
     plain = dict(row)
     shown: dict[str, object] = {
         "node": row["node_id"],
@@ -196,6 +196,6 @@ def _node_json(row: TrajectoryRow, most: int) -> dict[str, object]:
 
 
 def _cut(text: str, most: int) -> str:
-    """Cut a text to a length, with the count of what was cut off, and make it inert."""
+    """Cut a text to `most` characters, append the number cut off, and escape control characters."""
     rest = len(text) - most
     return escape_controls(text if rest <= 0 else f"{text[:most]}… [{rest:,} more characters]")

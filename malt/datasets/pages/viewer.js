@@ -61,7 +61,7 @@
       ...leaves.map((leaf) => make("i", { class: `is-${labelOf(leaf)[0]}` })));
     const link = make("a", { href: address(tree.id) },
       make("span", { class: "asked", text: tree.question, dir: "auto" }),
-      make("span", { class: "id", text: tree.kind }), leaves.length ? strip : null);
+      make("span", { class: "id", text: wordOf(tree.kind) }), leaves.length ? strip : null);
     if (tree === state.tree) link.setAttribute("aria-current", "true");
     return make("li", {}, link);
   }
@@ -156,7 +156,7 @@
     const items = tree.failures.map((failure) => make("li", { dir: "auto",
       text: `${failure.role}${failure.node ? ` below ${failure.node}` : ""}: ${failure.reason}` }));
     const more = tree.failed - tree.failures.length;
-    return make("div", {}, make("p", { class: "empty", text: "No whole tree: these branches could not be had." }),
+    return make("div", {}, make("p", { class: "empty", text: "No complete tree: these branches failed." }),
       make("ul", { class: "failures" }, ...items, more ? make("li", { text: `… and ${more} more` }) : null));
   }
 

@@ -1,1 +1,1 @@
-"""Shards become an immutable version; versions are tagged and removed."""
+"""Writing an immutable version from shards; removing versions and unused store rows."""

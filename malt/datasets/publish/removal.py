@@ -1,9 +1,9 @@
-"""Removal: a version that nothing names; rows of the store that no version uses; folders whose writers are gone.
+"""Removal of versions, and garbage collection of store rows that no version uses and of folders left by dead writers.
 
-A version uses the samples of its nodes, which its trajectories name, and the judge's behind their grades, which nothing
-names: all that a judge said to a question of any version stays, and all that was said to a question of an evaluation.
-Of what is not published yet only age tells whether it is still wanted, so rows younger than a limit stay too. Streams;
-keeps 8 bytes for each node of all versions.
+A version uses the samples of its nodes, whose keys are in its trajectories, and the judge's samples, whose keys are
+recorded nowhere. So all judge samples for a question of any version are kept, and all samples for a question of an
+evaluation. Rows younger than a limit are kept too: a version not published yet may need them. Streams; keeps 8 bytes
+for each node of all versions.
 """
 
 import time
@@ -45,12 +45,12 @@ from malt.llm.store.samples import ASIDE, OldRow, Store
 from malt.questions.shingles import Hashes
 
 _ANSWERS_FILE = "answers.parquet"
-"""Of an evaluation version: its rows name questions, and no keys."""
-_NOT_KNOWN = "so what that uses is not known; nothing was removed"
+"""Answers of an evaluation version; its rows hold question ids but no request keys."""
+_NOT_KNOWN = "so the store rows that it uses are not known; nothing was removed"
 
 
 class Removed(NamedTuple):
-    """A version that is no more."""
+    """A version that was removed."""
 
     version: str
     path: Path
@@ -58,9 +58,9 @@ class Removed(NamedTuple):
 
 
 def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> Removed:
-    """Remove a version, damaged or not. Raises `VersionError` where it is needed or not there.
+    """Remove a version, damaged or not. Raises `VersionError` if it does not exist or is still needed.
 
-    A crash leaves it whole, or gone but for a folder that the next publisher or `malt gc` clears away.
+    After a crash it is either whole, or removed but for a staging folder that the next publisher or `malt gc` deletes.
     """
     path = locate(reference, datasets_dir)
     folder, number = path.parent, number_of(path)
@@ -73,13 +73,14 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
 
 
 def _refuse_needed(folder: Path, number: int) -> None:
-    """Raise where a version is not there, or needed. The newest always is: so no number is given twice."""
+    """Raise if a version is missing or needed. The newest is always needed, so that no number is used twice."""
     numbers = folder_numbers(folder)
     if number not in numbers:
-        raise VersionError(f"{folder.name}@v{number} was just removed, or is a link to elsewhere")
+        raise VersionError(f"{folder.name}@v{number} was just removed, or is a link to another place")
     point_latest(folder)
     if number in (numbers[-1], latest_number(folder)):
-        why = "`latest` names it" if number == latest_number(folder) else "its number must not be given again"
+        is_latest = number == latest_number(folder)
+        why = "`latest` names it" if is_latest else "it is the newest, and its number must not be used again"
         raise VersionError(
             f"{folder.name}@v{number} stays: {why}. Make a newer version first; to give up the whole dataset, "
             f"delete {folder}"
@@ -94,13 +95,13 @@ def _tagged_error(name: str, number: int, tags: Sequence[str]) -> VersionError:
 
 
 class Garbage(NamedTuple):
-    """What is, or was, of no use."""
+    """Unused rows and folders that were found, or deleted."""
 
     versions: int
-    """Those whose rows stay."""
+    """Number of versions that were checked; their rows are kept."""
     rows: int
     row_bytes: int
-    """Of their texts."""
+    """Size of the rows' texts."""
     folders: int
     folder_bytes: int
 
@@ -108,10 +109,10 @@ class Garbage(NamedTuple):
 def collect_garbage(
     settings: Settings, older_than_s: float, *, delete: bool = False, also_in: Sequence[Path] = ()
 ) -> Garbage:
-    """Count, or delete, what no version uses in the datasets folder and in those `also_in`.
+    """Count, or delete, what no version in the datasets folder and the folders of `also_in` uses.
 
-    Raises `VersionError` where it cannot be known what a version uses, or one is just being made; `ConfigError` where
-    rows are to be deleted from a store that others may have versions of, unless `also_in` says where those are.
+    Raises `VersionError` if the rows that a version uses cannot be read, or if one is being made now. Raises
+    `ConfigError` for deleting from a shared store (`store_url`) unless `also_in` names the other folders of datasets.
     """
     if delete and settings.store_url and not also_in:
         raise ConfigError(
@@ -124,7 +125,7 @@ def collect_garbage(
     before, rows, row_bytes = time.time() - older_than_s, 0, 0
     with Store(settings.store) as store:
         for window in store.old_rows(before):
-            unused = used.left_out(window)
+            unused = used.find_unused(window)
             rows, row_bytes = rows + len(unused), row_bytes + sum(row.size for row in unused)
             if delete:
                 _refuse_newcomers(places, versions)
@@ -139,14 +140,14 @@ def _dataset_folders(places: Sequence[Path]) -> Iterator[Path]:
 
 
 def _is_folder(entry: Path) -> bool:
-    """Whether there is a folder. Raises `VersionError` for a link to nowhere: what should be there may use any row."""
+    """Whether the entry is a folder. Raises `VersionError` for a broken link: its missing target may use any row."""
     if entry.is_symlink() and not entry.exists():
-        raise VersionError(f"{entry} names what is not there, {_NOT_KNOWN}. Put that back, or remove the link")
+        raise VersionError(f"{entry} is a broken link, {_NOT_KNOWN}. Put its target back, or remove the link")
     return entry.is_dir()
 
 
 def _whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
-    """Yield all versions. Raises `VersionError` for one that is lost, or damaged where it says what it uses."""
+    """Yield all versions. Raises `VersionError` for one that is lost, or whose manifest or trajectories are damaged."""
     for folder in _dataset_folders(places):
         numbers = version_numbers(folder)
         for name, number in linked_numbers(folder).items():
@@ -158,12 +159,12 @@ def _whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
 
 
 def _open_whole(folder: Path) -> DatasetVersion:
-    """Return the version in a folder. Raises `VersionError` where its manifest or trajectories are not as published."""
+    """Open the version in a folder. Raises `VersionError` if its manifest or trajectories are not as published."""
     reference = f"{folder.parent.name}@{folder.name}"
     try:
         version = open_folder(folder)
     except VersionError as error:
-        raise VersionError(f"{error}, {_NOT_KNOWN}. First mend it, or: malt rm {reference}") from error
+        raise VersionError(f"{error}, {_NOT_KNOWN}. First repair it, or: malt rm {reference}") from error
     if not version.is_whole(TRAJECTORIES_FILE):
         raise VersionError(
             f"{version.path / TRAJECTORIES_FILE} is not as published, {_NOT_KNOWN}. "
@@ -173,17 +174,17 @@ def _open_whole(folder: Path) -> DatasetVersion:
 
 
 def _refuse_newcomers(places: Sequence[Path], known: Sequence[DatasetVersion]) -> None:
-    """Raise where a version is being made, or was since these were looked at: it may use any row."""
+    """Raise if a version is being made, or was made since `known` was listed: it may use any row."""
     paths = {version.path for version in known}
     for folder in _dataset_folders(places):
         versions = ((folder / f"v{number}").resolve() for number in version_numbers(folder))
         unfinished = (entry for entry in folder.iterdir() if STAGING.fullmatch(entry.name) and not is_abandoned(entry))
         for new in chain(unfinished, (path for path in versions if path not in paths)):
-            raise VersionError(f"{new} is a version that was just made, or is; run malt gc again when it is there")
+            raise VersionError(f"{new} is a version being made, or just made; run malt gc again when it is complete")
 
 
 class _UsedKeys(NamedTuple):
-    """What versions use, as sorted digests of 64 bits: two keys that share one only keep a row too many."""
+    """Keys and question ids in use, as sorted 64-bit hashes; a collision only keeps a row too many."""
 
     keys: Hashes
     questions: Hashes
@@ -191,7 +192,7 @@ class _UsedKeys(NamedTuple):
 
     @classmethod
     def of(cls, versions: Sequence[DatasetVersion], evaluations_dir: Path) -> Self:
-        """Read what versions and evaluations use. Raises `VersionError` where they cannot be read."""
+        """Read the keys and questions of versions and evaluations. Raises `VersionError` if one cannot be read."""
         keys = questions = evaluated = np.empty(0, np.uint64)
         for version in versions:
             with reading(version.path), open_parquet(version.path / TRAJECTORIES_FILE) as file:
@@ -206,12 +207,12 @@ class _UsedKeys(NamedTuple):
             try:
                 ids = pq.read_table(answers, columns=["question_id"])["question_id"].unique()
             except (OSError, pa.ArrowException) as error:
-                raise VersionError(f"{answers} cannot be read, {_NOT_KNOWN}. First mend it, or remove it") from error
+                raise VersionError(f"{answers} cannot be read, {_NOT_KNOWN}. First repair it, or remove it") from error
             evaluated = np.union1d(evaluated, _digests(ids))
         return cls(keys, questions, evaluated)
 
-    def left_out(self, rows: Sequence[OldRow]) -> list[OldRow]:
-        keys = [row.key.partition(ASIDE)[0] for row in rows]  # an answer set aside may be an older version's
+    def find_unused(self, rows: Sequence[OldRow]) -> list[OldRow]:
+        keys = [row.key.partition(ASIDE)[0] for row in rows]  # an older version may use an answer set aside since
         by_key = _contains(self.keys, _digests(pa.array(keys, pa.string())))
         questions = _digests(pa.array([row.question_id for row in rows], pa.string()))
         by_question, evaluated = _contains(self.questions, questions), _contains(self.evaluated, questions)
@@ -232,7 +233,7 @@ def _contains(among: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
 
 
 def _clear(places: Sequence[Path], *, delete: bool) -> tuple[int, int]:
-    """Count, or remove, what dead writers left in datasets' folders; return how many things, and their bytes."""
+    """Count, or delete, what dead writers left in versions' folders; return the number of entries and their bytes."""
     folders = (folder for folder in _dataset_folders(places) if not folder.is_symlink())
     left = [entry for entry in chain.from_iterable(map(Path.iterdir, folders)) if is_abandoned(entry)]
     size = sum(map(size_of, left))

@@ -1,6 +1,6 @@
-"""Shard: what some questions' trees give to a version, as it lies in the version's files, and counted.
+"""Shards: the rows and statistics that the trees of some questions add to a version.
 
-It follows from the trees alone, so processes can make many at once; the writer puts them one behind the other.
+A shard depends on its trees alone, so several processes can make shards at once; the writer appends them in order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,15 +27,15 @@ from malt.trees.pipeline import asks_judge
 from malt.trees.replay import Assessed, Source, infrequent_gc, map_items, read_trees, windows
 
 _NODES = 1_000
-"""Nodes of the trees in one shard, about."""
+"""Approximate number of tree nodes in one shard."""
 
 Known = Mapping[str, Assessed]
-"""Trees that are known already, whole or not, by question id: they are not read from the store."""
+"""Trees at hand, complete or not, by question id: they are not read from the store."""
 NONE_KNOWN: Known = MappingProxyType({})
 
 
 class VersionStats(Mergeable):
-    """All that is counted of a version's trees."""
+    """Statistics of a version's trees."""
 
     def __init__(self, spec: RunSpec, bar: RankBar = NO_BAR) -> None:
         self.trees = TreeCount()
@@ -43,7 +43,7 @@ class VersionStats(Mergeable):
         self.selection = SelectionCount()
         self.sample = TreeSample(bar)
         self.judge: UsageCount | None = None
-        """The judge's completions behind the grades; None where those are not known."""
+        """Usage of the judge's completions behind the grades; None where it is not known."""
 
 
 class TreeWriter:
@@ -54,12 +54,12 @@ class TreeWriter:
         self.screening = screening
         self.stats = VersionStats(spec, bar)
         self.rows: dict[str, list[Mapping[str, object]]] = {}
-        """By the name of their file; files without any may be left out."""
+        """Rows by the name of their file; a file without rows may be left out."""
         self.lines: dict[str, list[bytes]] = {}
-        """Examples as JSON, by the name of their file."""
+        """JSON lines of the examples, by the name of their file."""
 
     def add(self, valued: ValuedTree) -> None:
-        """Take one question's tree, its lengths measured; of one that is not whole, its question and the failures."""
+        """Add one question's tree, its lengths measured; of an incomplete tree, add its question and its failures."""
         question_id = valued.tree.question.question_id
         excluded = self.screening.excluded.get(question_id)
         question = question_row(valued.tree, self.screening.choose_split(question_id, self.spec.dataset), excluded)
@@ -85,7 +85,7 @@ class TreeWriter:
 
 
 class Shard(NamedTuple):
-    """What some questions' trees give to a version."""
+    """Statistics and rows of some questions' trees, the rows by the name of their file."""
 
     stats: VersionStats
     tables: Mapping[str, pa.RecordBatch]
@@ -93,7 +93,7 @@ class Shard(NamedTuple):
 
 
 def make_shard(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening, bar: RankBar = NO_BAR) -> Shard:
-    """Work out what trees give, in the order of their questions; `bar` is that of the report's sample so far."""
+    """Make a shard of trees, in the order of their questions; `bar` is that of the report's sample so far."""
     writer, count_tokens = TreeWriter(spec, screening, bar), token_counter(spec.dataset)
     for valued in trees:
         writer.add(measure_lengths(valued, count_tokens) if valued.tree.complete else valued)
@@ -102,7 +102,7 @@ def make_shard(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening,
 
 
 class _ShardInputs(NamedTuple):
-    """What one shard is made of, out of the store: another process need not know of the other questions."""
+    """Inputs of one shard besides the store: only its own questions, so that little is sent to another process."""
 
     questions: Sequence[Question]
     screening: Screening
@@ -113,8 +113,8 @@ class _ShardInputs(NamedTuple):
 def stored_shards(
     questions: Sequence[Question], source: Source, screening: Screening, so_far: VersionStats, known: Known = NONE_KNOWN
 ) -> Iterator[Shard]:
-    """Yield what the trees in the store give to a version, some questions' at a time, in their order; the stats of each
-    are merged into `so_far` before the next is taken.
+    """Yield shards of the trees in the store, in the order of the questions. The caller merges each shard's stats into
+    `so_far` before it takes the next one.
     """
 
     def inputs_of(window: Sequence[Question]) -> _ShardInputs:

@@ -1,4 +1,4 @@
-"""Publishing: shards in, an immutable version out. Streams: memory does not grow with the number of trees."""
+"""Publishing of shards as an immutable version. Streams: memory does not grow with the number of trees."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,19 +38,19 @@ from malt.questions.screening import Screening
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a version's manifest tells of its making beside the spec."""
+    """Origin of a version that its manifest records besides the spec."""
 
     prompts: Mapping[str, str]
     """SHA-256 of every prompt file, by its path below the set's folder."""
     screening: Screening = field(default_factory=Screening)
-    """What was known of the questions before they were asked."""
+    """Exclusions, duplicates and test sets of the questions, found before any model call."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 class VersionWriter:
-    """Writes one version beside its place, in the dataset's folder; leaving without having put it there discards it.
+    """Writer of one version in a staging folder of the dataset's folder, discarded on exit unless it was published.
 
-    A crash at any moment leaves the newest version whole: the old one or the new one.
+    A crash at any moment leaves the newest version intact, whether that is the old one or the new one.
     """
 
     def __init__(self, spec: RunSpec, provenance: Provenance, folder: Path) -> None:
@@ -71,14 +71,14 @@ class VersionWriter:
 
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
-            with suppress(OSError):  # the disk is full: its last bytes have no room, and are not wanted
+            with suppress(OSError):  # the disk is full: the last bytes cannot be flushed, and are not needed
                 file.discard()
         discard(self._staging)
 
     def add(self, shard: Shard) -> None:
-        """Take what further questions' trees give, in the order of the questions.
+        """Append a shard; shards must come in the order of the questions.
 
-        Incomplete trees leave a line in `questions.parquet` and their failures in the manifest.
+        Incomplete trees leave a row in `questions.parquet` and their failures in the manifest.
         """
         self.stats.merge(shard.stats)
         for path, rows in shard.tables.items():
@@ -111,7 +111,7 @@ class VersionWriter:
         return {**self._tables, **self._lines}
 
     def manifest(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
-        """Say what these files, finished, are as a version of this number, and what is suspicious about it."""
+        """Return the manifest of these finished files as the version `number`, with what is suspicious about it."""
         manifest = self._describe(files, number, parent)
         doubts = {"suspicions": tuple(find_suspicions(manifest)), "withheld": why_withheld(manifest)}
         return manifest.model_copy(update=doubts)
@@ -146,20 +146,20 @@ class VersionWriter:
         )
 
     def name(self, manifest: Manifest) -> None:
-        """Write what tells of the version by its number: the card, the report and the manifest."""
+        """Write the files that state the version's number: card, report and manifest."""
         name_version(manifest, render_pages(manifest, self.stats.sample), self._staging)
 
     def put(self, place: Path) -> None:
-        """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
+        """Move the named version to `place`, over a damaged version if one is there; the manifest is moved last."""
         put_in_place(self._staging, place)
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:
-    """What a `*_training.json` says of itself, the number of its examples apart."""
+    """Return the metadata of a `*_training.json` file, without the number of its examples."""
     model = spec.roles[role].model
     return {"timestamp": created_at.isoformat(), "model": model, "role": role.value, "dataset": spec.name}
 
 
 def render_pages(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
-    """Write the pages of a version by their names, from what its manifest says of rows and from some trees."""
+    """Render the card and the report of a version, by file name, from its manifest and a sample of its trees."""
     return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, trees.chosen)}

@@ -1,1 +1,1 @@
-"""A version put where others read it."""
+"""Pushing versions to the Hugging Face Hub, to cloud storage or to a folder."""

@@ -1,4 +1,4 @@
-"""What a push sends, a version's files checked against its manifest; and its result and its errors."""
+"""Input, result and errors of a push: a version's files, checked against its manifest."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from malt.errors import MaltError, PushError, VersionError
 
 
 class BundledFile(NamedTuple):
-    """One file to be sent."""
+    """One file of a version."""
 
     path: str
-    """Below the version's folder, with `/`."""
+    """Path below the version's folder, with `/`."""
     local: Path
     bytes: int
     sha256: str
@@ -26,10 +26,10 @@ class Bundle(NamedTuple):
     """A whole version, checked against its manifest."""
 
     name: str
-    """On its shelf."""
+    """Name of the dataset; for others with their kind, as in `evaluations/NAME`."""
     number: int
     files: tuple[BundledFile, ...]
-    """By path, `manifest.json` last: whoever reads it finds all the others."""
+    """Files sorted by path, `manifest.json` last: a reader that finds it finds all the others."""
 
     @property
     def reference(self) -> str:
@@ -37,40 +37,39 @@ class Bundle(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """What the version is called among those of its dataset: `v3`."""
+        """Name of the version within its dataset, such as `v3`."""
         return f"v{self.number}"
 
     @property
     def manifest(self) -> BundledFile:
-        """The file that speaks for all."""
         return self.files[-1]
 
 
 class Pushed(Recorded):
-    """What a push came to."""
+    """Result of a push."""
 
     version: str
     dest: str
     url: str
-    """Where the version now is."""
+    """Address of the pushed version."""
     commit: str | None = None
-    """On the Hub."""
+    """Commit of the version; on the Hub only."""
     card: str | None = None
-    """On the Hub: the commit of `main` whose card tells the results of evaluations, where there are any."""
+    """Commit of `main` whose card shows the results of evaluations; on the Hub only, and only if there are any."""
     private: bool | None = None
-    """On the Hub: whether only its owner can read it."""
+    """Whether the repository is private; on the Hub only."""
     sent: int
-    """Files."""
+    """Number of files sent."""
     bytes: int
-    """Of the files sent."""
+    """Size of the files sent."""
     skipped: int
-    """Files that were there already."""
+    """Number of files that the destination had already."""
     verified: int
-    """Files whose digest was taken at the destination, and is right."""
+    """Number of files whose digest at the destination was checked and is right."""
 
     @classmethod
     def of(cls, bundle: Bundle, dest: str, url: str, sent: Sequence[BundledFile]) -> Self:
-        """Describe a bundle that has arrived whole."""
+        """Describe the push of a bundle that arrived completely."""
         return cls(
             version=bundle.reference,
             dest=dest,
@@ -83,7 +82,7 @@ class Pushed(Recorded):
 
 
 def bundle_files(version: Published[Any]) -> Bundle:
-    """Collect a version's files. Raises `VersionError` where one is no longer what was published."""
+    """Collect a version's files. Raises `VersionError` if one changed since publishing, or cannot be read."""
     known = version.manifest.files
     try:
         files = tuple(_describe(version.path, path) for path in (*sorted(known), MANIFEST_FILE))
@@ -110,7 +109,7 @@ def _describe(folder: Path, path: str) -> BundledFile:
 
 @contextmanager
 def push_errors(dest: str, explain: Callable[[Exception], str]) -> Iterator[None]:
-    """Make whatever a storage's own library raises a `PushError` in one line."""
+    """Turn any exception of a storage library into a `PushError` with a one-line message."""
     try:
         yield
     except MaltError:

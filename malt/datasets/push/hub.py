@@ -1,4 +1,4 @@
-"""A version pushed to the Hugging Face Hub: one commit, then a tag that pins it. `main` holds the newest one pushed.
+"""Push of a version to the Hugging Face Hub: one commit, then a tag. `main` holds the newest version pushed.
 
 The token comes from the environment (`HF_TOKEN`) or from `hf auth login`; it is never an argument.
 """
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _FOLDERS = {"dataset": "datasets/", "model": ""}
-"""What stands before a repository's name in addresses, by its kind."""
+"""Prefix of a repository's name in addresses, by kind."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAIN = "main"
 
 
 class Blob(NamedTuple):
-    """One file at the Hub."""
+    """Digests of one file on the Hub."""
 
     git_sha1: str
     sha256: str | None
-    """Of large files; the others are known by git's digest."""
+    """SHA-256 of a large file (LFS); None for other files, which have git's digest only."""
 
     def is_of(self, file: BundledFile) -> bool:
         return self.git_sha1 == _git_sha1(file) if self.sha256 is None else self.sha256 == file.sha256
 
 
 _CommitFiles = Mapping[str, Blob]
-"""What is in a commit, by path."""
+"""Files of a commit, by path."""
 _Placed = tuple[str, Sequence[BundledFile]]
-"""The commit that a version stands in, and what was sent for it."""
+"""Commit that holds a version, and the files sent for it."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of datasets or evaluations, or of models."""
+    """Hub repository that holds versions of one dataset, evaluation or model."""
 
     id: str
     """`OWNER/NAME`."""
@@ -58,7 +58,7 @@ class Repository:
 
     @classmethod
     def named(cls, dest: str, kind: str) -> Self:
-        """Read a destination. Raises `InputError` where it names no repository of that kind."""
+        """Parse a destination. Raises `InputError` if it names no repository of that kind."""
         name = dest.removeprefix(f"hf://{_FOLDERS[kind]}").removesuffix("/")
         if not _NAME.fullmatch(name) or name.startswith("datasets/"):
             raise InputError(f"{dest} names no {kind} repository; write hf://{_FOLDERS[kind]}OWNER/NAME")
@@ -70,7 +70,7 @@ class Repository:
 
     @cached_property
     def api(self) -> "HfApi":
-        """The Hub, asked as whoever the token belongs to."""
+        """Client of the Hub with the user's token. Raises `PushError` without a token."""
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -81,24 +81,24 @@ class Repository:
         return HfApi()
 
     def push(self, bundle: Bundle, *, public: bool = False, card: str | None = None) -> Pushed:
-        """Commit what is missing, check every digest, and tag. A tag that is there is left as it is."""
+        """Commit the missing files, check every digest, and tag the commit. An existing tag is never moved."""
         with push_errors(self.dest, _explain):
             is_private = self._open(public=public)
             commit, sent = self._place(bundle)
-            told = None if card is None else self._replace_card(bundle, card.encode())
+            card_commit = None if card is None else self._replace_card(bundle, card.encode())
         url = f"{self.api.endpoint}/{_FOLDERS[self.kind]}{self.id}/tree/{bundle.tag}"
-        on_the_hub = {"commit": commit, "card": told, "private": is_private}
+        on_the_hub = {"commit": commit, "card": card_commit, "private": is_private}
         return Pushed.of(bundle, self.dest, url, sent).model_copy(update=on_the_hub)
 
     def _replace_card(self, bundle: Bundle, card: bytes) -> str | None:
-        """Put a card on `main` where that holds this version; return the commit that has it."""
+        """Put a card on `main` if that holds this version; return the commit with the card, else None."""
         head = str(self.api.repo_info(self.id, revision=_MAIN, repo_type=self.kind).sha)
         tree = self._list_files(head)
         if MANIFEST_FILE not in tree or not tree[MANIFEST_FILE].is_of(bundle.manifest):
             return None
         if CARD_FILE in tree and tree[CARD_FILE].git_sha1 == _hash_blob(len(card), [card]):
             return head
-        return self._commit_card(card, f"{bundle.reference}: what evaluations found", head)
+        return self._commit_card(card, f"{bundle.reference}: results of evaluations", head)
 
     def _commit_card(self, card: bytes, message: str, head: str) -> str:
         from huggingface_hub import CommitOperationAdd
@@ -113,7 +113,7 @@ class Repository:
         ).oid
 
     def _open(self, *, public: bool) -> bool:
-        """Make the repository unless it is there; return whether it is private."""
+        """Create the repository if it does not exist; return whether it is private."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
@@ -139,7 +139,7 @@ class Repository:
         return commit, ()
 
     def _commit(self, bundle: Bundle, branches: Mapping[str, str]) -> _Placed:
-        """Commit to `main`, or beside it where that holds a newer version; check, and tag."""
+        """Commit to `main`, or to a temporary branch if `main` holds a newer version; check the commit, and tag it."""
         head, tree = branches[_MAIN], self._list_files(branches[_MAIN])
         newest = self._read_manifest(head) if MANIFEST_FILE in tree else None
         branch = f"malt-{bundle.tag}" if newest and newest.version > bundle.number else _MAIN
@@ -160,7 +160,7 @@ class Repository:
     def _send(
         self, bundle: Bundle, files: Sequence[BundledFile], stale: Sequence[str], branch: str, parent: str
     ) -> str:
-        """Make one commit of files and of what goes; return it once every digest in it is right."""
+        """Add `files` and delete `stale` in one commit; return it once every digest in it is right."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         added = [CommitOperationAdd(file.path, file.local) for file in files]
@@ -174,13 +174,13 @@ class Repository:
         ).oid
         if damaged := _find_missing(bundle, self._list_files(commit)):
             raise PushDamaged(
-                f"{self.dest}: not what was sent, by the Hub's own digests: {list_first(damaged)}; there is no tag "
-                f"{bundle.tag} yet. Push again to send it anew"
+                f"{self.dest}: damaged on the way, by the Hub's own digests: {list_first(damaged)}; there is no "
+                f"tag {bundle.tag} yet. Push again to send them again"
             )
         return commit
 
     def _refuse_another(self, bundle: Bundle, newest: VersionManifest | None, others: Sequence[str]) -> None:
-        """Only versions of one dataset follow each other in a repository."""
+        """Raise `PushError` if the repository holds other files, another dataset, or another version of this number."""
         if newest is None and others:
             raise PushError(
                 f"{self.dest} holds files that malt did not push ({list_first(others)}); nothing was sent. "
@@ -205,7 +205,7 @@ class Repository:
         return {file.path: Blob(file.blob_id, file.lfs.sha256 if file.lfs else None) for file in files}
 
     def _read_manifest(self, commit: str) -> VersionManifest:
-        """What a commit holds by its own account."""
+        """Read the manifest that a commit holds."""
         with tempfile.TemporaryDirectory() as folder:
             path = self.api.hf_hub_download(
                 self.id, MANIFEST_FILE, repo_type=self.kind, revision=commit, local_dir=folder
@@ -239,7 +239,7 @@ def _hash_blob(size: int, chunks: Iterable[bytes]) -> str:
 def _explain(raised: Exception) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
-    error = raised.__cause__ or raised if isinstance(raised, RuntimeError) else raised  # it wraps failed uploads
+    error = raised.__cause__ or raised if isinstance(raised, RuntimeError) else raised  # failed uploads come wrapped
     if not isinstance(error, HfHubHTTPError):
         return (
             f"the Hub cannot be used ({type(error).__name__}: {fold_lines(str(error))}); "
@@ -248,12 +248,12 @@ def _explain(raised: Exception) -> str:
     return _explain_status(error.response.status_code, fold_lines(str(error.server_message or error)))
 
 
-def _explain_status(status: int, said: str) -> str:
+def _explain_status(status: int, detail: str) -> str:
     match status:
         case 401:
-            return f"the Hub does not take this token ({said}); set HF_TOKEN to a valid one, or run: hf auth login"
+            return f"the Hub does not accept this token ({detail}); set HF_TOKEN to a valid one, or run: hf auth login"
         case 403:
-            return f"this token may not write there ({said}); it needs write access to the repository's owner"
+            return f"this token may not write there ({detail}); it needs write access to the repository's owner"
         case 409 | 412:
-            return f"something else changed there meanwhile ({said}); push again"
-    return f"the Hub refused ({status}: {said})"
+            return f"something else changed there meanwhile ({detail}); push again"
+    return f"the Hub refused ({status}: {detail})"

@@ -1,8 +1,8 @@
-"""Pushing: a version goes where others read it, whole and once. Folders and all that fsspec knows; the Hub is `hub`.
+"""Push of a version to a folder or to any file system that fsspec knows; `hub` pushes to the Hugging Face Hub.
 
-A version lands in `<destination>/<name>/v<N>/`. Its manifest comes first, as `manifest.json.partial`: it says whose the
-unfinished files are, so that a later push of the same version goes on with them and one of another does not. Renamed to
-`manifest.json` it says, last of all, that the version is whole.
+A version is written to `<destination>/<name>/v<N>/`. Its manifest is sent first, as `manifest.json.partial`: it marks
+the unfinished files as this version's, so that only a push of the same version resumes them. Renaming it to
+`manifest.json` is the last step, and marks the version as complete.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ _OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
     "local": {"auto_mkdir": True},
     "s3": {"max_concurrency": 3},  # parts of 50 MB in memory at once
 }
-"""What fsspec's file systems are opened with."""
+"""Options of fsspec's file systems, by scheme."""
 
 
 def push(version: Published[Any], dest: str, *, public: bool = False, card: str | None = None) -> Pushed:
-    """Put a version on the Hub, at any address fsspec knows, or below a folder; check it there.
+    """Send a version to the Hub, to an address that fsspec knows, or to a folder, and check it there.
 
-    On the Hub models go to `hf://OWNER/NAME`, all else to `hf://datasets/OWNER/NAME`. There `card`, which may tell what
-    evaluations found since, takes the place of `README.md` on `main`; the tag keeps the version as it was published.
+    On the Hub models go to `hf://OWNER/NAME`, all else to `hf://datasets/OWNER/NAME`. There `card`, which may show
+    results of later evaluations, replaces `README.md` on `main`; the tag keeps the version as it was published.
 
-    Sends only what is not there, and overwrites nothing that is. A repository is made private unless `public`.
-    Raises `InputError` for a destination that is none, `PushError` where it refuses, is out of reach or holds another
-    version of this name, and `PushDamaged` where a file arrived as another than was sent.
+    Sends only missing files and overwrites none. A new repository is private unless `public`. Raises `InputError` for
+    an invalid destination, `PushError` if it refuses, cannot be reached or holds another version under this name, and
+    `PushDamaged` if a file arrived damaged.
     """
     if dest.startswith("hf://"):
         from malt.datasets.push.hub import Repository
@@ -56,19 +56,19 @@ def push(version: Published[Any], dest: str, *, public: bool = False, card: str 
 
 @dataclass(frozen=True)
 class _FileSystemPlace:
-    """The place of one version on a file system."""
+    """Folder of one version on a file system."""
 
     bundle: Bundle
     dest: str
     address: str
-    """For people, without secrets."""
+    """Address for messages, without secrets."""
     files: "AbstractFileSystem"
     root: str
-    """For `files`."""
+    """Path of the folder on `files`."""
 
     @classmethod
     def find(cls, dest: str, bundle: Bundle) -> Self:
-        """Find a version's place below a destination; nothing is made there yet."""
+        """Find a version's folder below a destination, without creating it."""
         from fsspec.core import url_to_fs
 
         scheme = dest.partition("://")[0] if "://" in dest else "file"
@@ -81,7 +81,7 @@ class _FileSystemPlace:
         return cls(bundle, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
 
     def push(self) -> Pushed:
-        """Send what is missing and check it; then let the manifest say that all is there."""
+        """Send the missing files and check them; then rename the manifest, which marks the version as complete."""
         held = self._list_sizes()
         missing = [file for file in self.bundle.files if not self._holds(file, held)]
         self._refuse_another(missing, held)
@@ -99,7 +99,7 @@ class _FileSystemPlace:
         return Pushed.of(self.bundle, self.dest, self.address, missing)
 
     def _list_sizes(self) -> dict[str, int]:
-        """The files that are there, by their paths below the version's place."""
+        """Return the sizes of the files in the version's folder, by their paths in it."""
         self.files.invalidate_cache()
         try:
             found = self.files.find(self.root, detail=True)
@@ -115,7 +115,7 @@ class _FileSystemPlace:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _refuse_another(self, missing: Sequence[BundledFile], held: dict[str, int]) -> None:
-        """Only what an unfinished push of this version left may be written anew."""
+        """Raise `PushError` for any content but what an unfinished push of this version left."""
         others = [file.path for file in missing if file.path in held]
         if PARTIAL_FILE in held and not self._has_claimed():
             raise PushError(
@@ -129,7 +129,7 @@ class _FileSystemPlace:
             )
 
     def _has_claimed(self) -> bool:
-        """Whether the partial manifest is this version's. One that was cut off is anyone's: nothing came after it."""
+        """Whether the partial manifest is this version's. A truncated one also counts: no file was sent after it."""
         claim: bytes = self.files.cat_file(f"{self.root}/{PARTIAL_FILE}")
         return self.bundle.manifest.local.read_bytes().startswith(claim)
 
@@ -137,12 +137,12 @@ class _FileSystemPlace:
         if held.get(PARTIAL_FILE) == self.bundle.manifest.bytes:
             return
         try:
-            self._send(self.bundle.manifest, PARTIAL_FILE, anew=PARTIAL_FILE in held)
+            self._send(self.bundle.manifest, PARTIAL_FILE, overwrite=PARTIAL_FILE in held)
         except FileExistsError as error:
             raise PushError(f"{self.address}: another push has just begun there; push again when it is done") from error
 
-    def _send(self, file: BundledFile, path: str, *, anew: bool = True) -> None:
-        options = {} if anew else {"mode": "create"}
+    def _send(self, file: BundledFile, path: str, *, overwrite: bool = True) -> None:
+        options = {} if overwrite else {"mode": "create"}
         self.files.put_file(str(file.local), f"{self.root}/{path}", **options)
         self._check(file, path)
 
@@ -150,31 +150,31 @@ class _FileSystemPlace:
         arrived = self._sha256(path)
         if arrived != file.sha256:
             raise PushDamaged(
-                f"{self.address}/{path} is not what was sent: read back, its SHA-256 is {arrived[:12]}…, "
-                f"not {file.sha256[:12]}…; push again to send it anew"
+                f"{self.address}/{path} arrived damaged: its SHA-256 is {arrived[:12]}…, not {file.sha256[:12]}…; "
+                "push again to send it again"
             )
 
 
 def _refuse_links(base: Path, root: Path) -> None:
-    """Raise `PushError` for a link in a version's place below a folder, where what is written would land elsewhere, and
-    for a pipe or a device, which may have no end.
+    """Raise `PushError` for a link in a version's folder, or between the destination and it, that would lead files
+    elsewhere; and for a pipe or a device, whose reading may never end.
     """
     below = [folder for folder in (root, *root.parents) if base in folder.parents]
     for path in (*below, *root.rglob("*")):
         if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
-            raise PushError(f"{path} is a link, or no file, and a push follows none; nothing was sent. Remove it first")
+            raise PushError(f"{path} is a link, or neither file nor folder; nothing was sent. Remove it first")
 
 
 def _explain(error: Exception) -> str:
-    said = strip_secrets(fold_lines(str(error)))
+    detail = strip_secrets(fold_lines(str(error)))
     match error:
         case ImportError():
-            return f"a package is missing: {said}"
+            return f"a package is missing: {detail}"
         case PermissionError():
-            return f"no permission ({said}); a push lists, reads, writes and deletes"
+            return f"no permission ({detail}); a push lists, reads, writes and deletes"
         case FileNotFoundError():
-            return f"no such place ({said}); make the bucket or share first"
+            return f"no such place ({detail}); create the bucket or share first"
     return (
-        f"cannot be used ({type(error).__name__}: {said}); "
-        "check address, credentials and network, then push again: only what is missing is sent"
+        f"cannot be used ({type(error).__name__}: {detail}); "
+        "check the address, credentials and network, then push again: only what is missing is sent"
     )

@@ -1,1 +1,1 @@
-"""Trees become SFT, preference and unpaired rows."""
+"""Training rows made from trees: SFT, preference and unpaired."""

@@ -1,6 +1,6 @@
-"""From a valued tree to candidates for training, and from those to rows: per role, and the tree itself.
+"""Candidates for training found in a valued tree, and rows written from candidates, nodes and questions.
 
-Pure functions; `selection` says which candidates become rows, `tables` what a row holds. The rules are MALT's (arXiv
+Pure functions; `selection` chooses which candidates become rows, `tables` defines the rows. The rules are MALT's (arXiv
 2412.01928, section 4.3 and algorithm 1): every node labelled right is a supervised example of its role, whatever its
 parent's label; every right sibling is preferred to every wrong one under the same parent.
 """
@@ -38,16 +38,16 @@ class Labelled(NamedTuple):
 
     node: Node
     text: str
-    """As rows have it: without the stop tokens of a chat template at its end."""
+    """The node's text without the stop tokens of a chat template at its end, as rows hold it."""
     value: Value
     is_right: bool
     is_whole: bool
-    """Whether its text is fit to train on: one that is cut off, empty or refused would teach just that."""
+    """Whether the text is fit to train on: not truncated, empty or refused, which a model would learn to imitate."""
     length: Length
 
 
 class Candidate(NamedTuple):
-    """What may become a row: one text, or two siblings, the one labelled right before the one labelled wrong."""
+    """Possible row: one text, or two siblings, the one labelled right before the one labelled wrong."""
 
     texts: tuple[Labelled, ...]
 
@@ -67,7 +67,7 @@ class Candidate(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """What a row takes: its prompt and its longest text."""
+        """Length of the row: its prompt and its longest text."""
         return max(text.length.prompt + text.length.text for text in self.texts)
 
     @property
@@ -76,9 +76,9 @@ class Candidate(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """The probability that the two values' order is right, to four digits; 1 for leaves: their grades are paired.
+        """Probability that the values are in the right order, to four digits; 1 for leaves: their grades are paired.
 
-        It is worked out to 1e-4, and more digits would depend on the machine.
+        It is computed to 1e-4; more digits would depend on the machine.
         """
         if self.chosen.node.address.is_leaf:
             return 1.0
@@ -103,7 +103,7 @@ def label_nodes(valued: ValuedTree, role: Role) -> list[Labelled]:
 
 
 def find_candidates(kind: Kind, known: Sequence[Labelled]) -> list[Candidate]:
-    """Return what a role's labelled nodes offer for one kind of row, in order."""
+    """Return the candidates among a role's labelled nodes for one kind of row, in order."""
     if kind == "dpo":
         return pair_siblings(known)
     return [Candidate((one,)) for one in known if one.is_right or kind == "kto"]
@@ -169,12 +169,12 @@ _WRITERS: Mapping[Kind, Callable[[str, ValuedTree, Candidate], SftRow | DpoRow |
 
 
 def row_id(config: str, valued: ValuedTree, *addresses: Address) -> str:
-    """Name a row by where it comes from, such as `dpo-refiner/q17/2.0.1-2.0.2`: the same row in every version."""
+    """Return a row's id, made of its source: `dpo-refiner/q17/2.0.1-2.0.2` names the same row in every version."""
     return "/".join([config, valued.tree.question.question_id, "-".join(map(str, addresses))])
 
 
 class RowSource(NamedTuple):
-    """What a row's id says: its file's config, its question, and its node, or the chosen and the rejected one."""
+    """Parts of a row's id: its file's config, its question, and its node, or the chosen and the rejected node."""
 
     config: str
     question_id: str
@@ -182,7 +182,7 @@ class RowSource(NamedTuple):
 
 
 def parse_row_id(text: str) -> RowSource:
-    """Read a row's id; raises `ValueError` where it is none. A question's id may itself hold slashes."""
+    """Parse a row's id, in which the question's id may hold slashes. Raises `ValueError` for any other text."""
     config, first, rest = text.partition("/")
     question_id, last, nodes = rest.rpartition("/")
     if not (first and last and nodes):
@@ -192,7 +192,7 @@ def parse_row_id(text: str) -> RowSource:
 
 @lru_cache(maxsize=64)
 def _message_rows(prompt: tuple[Message, ...]) -> list[MessageRow]:
-    """Write messages as rows hold them: siblings' rows share one list, and nobody changes it."""
+    """Return messages as rows hold them. Siblings' rows share the cached list, so callers must not change it."""
     return [MessageRow(role=message.role, content=message.content) for message in prompt]
 
 
@@ -246,7 +246,7 @@ def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
 
 
 def _interval_of(node: Node, value: Value) -> Interval:
-    """Return the 95 % interval of a node's value, to twelve digits; a leaf's value is its grade, no estimate."""
+    """Return the 95 % interval of a node's value, to twelve digits; of width 0 for a leaf, whose value is its grade."""
     if node.address.is_leaf:
         return Interval(value.mean, value.mean)
     return Interval(*(round(bound, 12) for bound in wilson(value.mean, value.known_leaves)))
@@ -269,9 +269,9 @@ def question_row(tree: Tree, split: Split, excluded: Exclusion | None) -> Questi
 
 
 def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
-    """Yield an example for each of the role's nodes that has a value, its text whole or not.
+    """Yield an example for each of the role's nodes that has a value, flawed texts included.
 
-    With it go the texts that it answered to: none for a generation, the solution for a critique, both for a leaf.
+    It also holds the texts above: none for a generation, the solution for a critique, solution and critique for a leaf.
     """
     nodes = valued.tree.nodes
     for node in role_nodes(valued, role):

@@ -1,7 +1,6 @@
-"""Writing rows to files as they come, with memory that stays flat, and the digest of a file's rows.
+"""Writers of row files, which stream rows in bounded memory, and the digest of a file's rows.
 
-A file's rows have a digest of their own, over values: the file's bytes depend on the pyarrow that wrote them, the
-values do not.
+The digest of the rows is over their values: the file's bytes depend on the pyarrow that wrote them, the values do not.
 """
 
 import hashlib
@@ -20,17 +19,17 @@ from malt.datasets.rows.tables import MEASURED
 from malt.sanitize import replace_lone_surrogates
 
 _ROW_GROUP_BYTES = 8 * 2**20
-"""Columns held in memory before they are written; the size of a row group, uncompressed."""
+"""Bytes of columns held in memory before they are written; the size of a row group, uncompressed."""
 
 _EXAMPLES_END = b"]}\n"
 """The last line of a `*_training.json`."""
 _MOST_DIGITS = 12
-"""Room for the number of examples, which stands before them and is known after them."""
+"""Width reserved for the number of examples, which precedes them but is known only after them."""
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 class RowsWritten(NamedTuple):
-    """How many rows a file got, and the digest of their values."""
+    """Number of rows written to a file, and the digest of their values."""
 
     rows: int
     sha256: str
@@ -39,8 +38,8 @@ class RowsWritten(NamedTuple):
 class RowsDigest:
     """SHA-256 over the values of rows, fed in batches of any size.
 
-    Every column is a few streams of bytes, each with a hash of its own: which values are there (`?`), how long each
-    one is (`#`), and the values one after another. The digest is taken over the streams' hashes by name.
+    Every column becomes a few streams of bytes, each hashed separately: which values are not null (`?`), the length of
+    each value (`#`), and the values one after another. The digest is taken over the streams' hashes by name.
     """
 
     def __init__(self, schema: pa.Schema, columns: Collection[str]) -> None:
@@ -81,7 +80,7 @@ class RowsDigest:
 
 
 def _text_bytes(texts: pa.Array) -> memoryview:
-    """Return all texts of an array without nulls, one after another, as they lie in memory."""
+    """Return the concatenated texts of an array without nulls, as they lie in memory."""
     wide = texts.cast(pa.large_binary())
     _, offsets, data = wide.buffers()
     if not len(wide) or data is None:
@@ -95,18 +94,18 @@ def digested_columns(schema: pa.Schema) -> list[str]:
 
 
 class ParquetRows:
-    """A parquet file whose row groups are bounded in bytes."""
+    """Writer of a Parquet file whose row groups are bounded in bytes."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.schema = schema
         self._digest = RowsDigest(schema, digested_columns(schema))
-        # Statistics find one question's row groups; those of texts would only make the footer grow with the rows.
+        # Readers find one question's row groups by statistics; statistics of texts would only make the footer grow.
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_statistics=["question_id"])
         self._batches: list[pa.RecordBatch] = []
         self._bytes = 0
 
     def add(self, rows: pa.RecordBatch) -> None:
-        """Take further rows; they are on disk once the file is closed."""
+        """Add rows; they are on disk once the file is closed."""
         self._digest.update(rows)
         self._batches.append(rows)
         self._bytes += rows.nbytes
@@ -114,7 +113,7 @@ class ParquetRows:
             self._write()
 
     def close(self) -> RowsWritten:
-        """Write what is left and finish the file."""
+        """Write the rows still in memory and finish the file."""
         self._write()
         self._writer.close()
         return RowsWritten(self._digest.rows, self._digest.hexdigest())
@@ -130,9 +129,9 @@ class ParquetRows:
 
 
 class JsonExamples:
-    """A `*_training.json`: one example a line, `metadata` before them.
+    """Writer of a `*_training.json`: a first line with `metadata`, then one example a line.
 
-    The first line is written twice, at one length: the number of examples, which it holds, is known last.
+    The first line holds the number of examples, so it is written again at the end, at the same length.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
@@ -142,14 +141,14 @@ class JsonExamples:
         self._file.write(examples_head(metadata, 0))
 
     def add(self, rows: Sequence[bytes]) -> None:
-        """Take further examples, a line each; they are on disk once the file is closed."""
+        """Add examples, a line each; they are on disk once the file is closed."""
         if rows:
             self._file.write((b",\n" if self._rows else b"\n") + b",\n".join(rows))
             self._sha256.update(b"\n".join([*rows, b""]))
             self._rows += len(rows)
 
     def close(self) -> RowsWritten:
-        """Finish the file: close the list, and put the number of examples in front."""
+        """Finish the file: close the list, and write the number of examples into the first line."""
         self._file.write(b"\n]}\n")
         self._file.seek(0)
         self._file.write(examples_head(self._metadata, self._rows))
@@ -161,7 +160,7 @@ class JsonExamples:
 
 
 def examples_head(metadata: Mapping[str, str], rows: int) -> bytes:
-    """Write the first line of a `*_training.json`, without its end."""
+    """Return the first line of a `*_training.json`, without its line break."""
     written = json_line({**metadata, "total_examples": rows})
     return b'{"metadata": %b, "examples": [' % written + b" " * (_MOST_DIGITS - len(str(rows)))
 
@@ -169,7 +168,7 @@ def examples_head(metadata: Mapping[str, str], rows: int) -> bytes:
 def example_lines(path: Path) -> Iterator[bytes]:
     """Yield the examples of a `*_training.json`, one JSON text each, as they were written.
 
-    Raises `ValueError` for a line, the first apart, that publishing does not write: whoever parses it may read more.
+    Raises `ValueError` for a line after the first that publishing does not write: a JSON parser may read more from it.
     """
     with path.open("rb") as file:
         next(file, None)
@@ -181,7 +180,7 @@ def example_lines(path: Path) -> Iterator[bytes]:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    """Write one object on one line, keys in their given order."""
+    """Return one object as a line of JSON, keys in their given order."""
     text = _JSON.encode(row)
     try:
         return text.encode()
@@ -190,7 +189,7 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
-    """Turn rows, which have a value for every column, into columns."""
+    """Convert rows, which have a value for every column, to columns."""
     try:
         values = zip(*map(itemgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
         columns = [_as_column(column, kind) for column, kind in zip(values, schema.types, strict=True)]
@@ -200,7 +199,7 @@ def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBa
 
 
 def _as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
-    """Turn values into a column; a list that several rows share, as siblings do their prompt, is converted once."""
+    """Convert values to a column; a list that several rows share, such as siblings' prompt, is converted once."""
     distinct = {id(value): value for value in values} if pa.types.is_list(kind) else {}
     if not 0 < len(distinct) <= len(values) // 2:
         return pa.array(values, kind)

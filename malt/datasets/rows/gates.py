@@ -1,7 +1,7 @@
-"""Gates: every reason to leave a candidate out. `GATES` lists them all, in the order in which they look.
+"""Gates: every reason to leave a candidate out. `GATES` lists them in the order in which they are applied.
 
-A gate is named after the key of `[dataset]` that sets it, and looks at one tree's candidates for one role and one kind
-of row. A new gate is that key and an entry of `GATES`.
+A gate is named after the key of `[dataset]` that sets it. It filters one tree's candidates for one role and one kind of
+row. A new gate needs such a key and an entry in `GATES`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,28 +23,28 @@ from malt.trees.tree import Node, NodeStatus
 
 
 class Context(NamedTuple):
-    """What the gates know beside the candidates."""
+    """Input of the gates besides the candidates."""
 
     valued: ValuedTree
     role: Role
     spec: DatasetSpec
     excluded: Exclusion | None = None
-    """Why the whole question gives no rows."""
+    """Reason why the whole question gives no rows; None where there is none."""
 
 
 Keep = Callable[[Context, Sequence[Candidate]], Sequence[Candidate]]
-"""Returns the candidates that pass, in the order of the tree."""
+"""Function that returns the candidates that pass, in the order of the tree."""
 
 
 class Gate(NamedTuple):
-    """A reason to leave rows out."""
+    """A reason to leave candidates out."""
 
     name: str
     kinds: tuple[Kind, ...]
-    """The kinds of rows that it looks at."""
+    """Kinds of rows that the gate applies to."""
     keep: Keep
     why: str | Callable[[Context, Candidate], str]
-    """Why one that did not pass was left out."""
+    """Reason why a candidate was left out, as a text or computed from the candidate."""
 
     def explain(self, context: Context, candidate: Candidate) -> str:
         return self.why if isinstance(self.why, str) else self.why(context, candidate)
@@ -55,12 +55,12 @@ def gates_of(kind: Kind) -> list[Gate]:
 
 
 def _each(passes: Callable[[Context, Candidate], bool]) -> Keep:
-    """Look at every candidate by itself."""
+    """Return a filter that tests every candidate by itself."""
     return lambda context, candidates: [one for one in candidates if passes(context, one)]
 
 
 def _unless(shut: Callable[[Context], bool]) -> Keep:
-    """Let all pass or none."""
+    """Return a filter that drops all candidates where `shut` holds, and else none."""
     return lambda context, candidates: candidates[:0] if shut(context) else candidates
 
 
@@ -84,7 +84,7 @@ def _is_marked(context: Context, candidate: Candidate) -> bool:
 
 
 def _judges_rightly(context: Context, candidate: Candidate) -> bool:
-    """Whether a critique's verdict is what the graders say of the answer above it, or one of the two says nothing."""
+    """Whether a critique's verdict on the answer above is that of the graders, or one of the two is unknown."""
     if context.spec.false_verdicts == "keep" or context.role.gives_answer:
         return True
     above = context.valued.diagnosis.get(candidate.chosen.node.address.parent)
@@ -98,7 +98,7 @@ def _name_flaws(_: Context, candidate: Candidate) -> str:
 
 
 def _flaw_of(node: Node) -> NodeStatus:
-    return NodeStatus.EMPTY if node.status is NodeStatus.OK else node.status  # nothing but stop tokens
+    return NodeStatus.EMPTY if node.status is NodeStatus.OK else node.status  # status OK: only stop tokens
 
 
 def _quotes_no_reference(context: Context, candidate: Candidate) -> bool:
@@ -114,7 +114,7 @@ def _is_no_repetition(context: Context, pair: Candidate) -> bool:
 
 
 def _differs_enough(context: Context, pair: Candidate) -> bool:
-    """Whether texts are no more alike than is allowed, or do not say the same: number, answer, verdict."""
+    """Whether two texts are no more alike than is allowed, or differ in their numbers, answer or verdict."""
     if context.spec.max_similarity >= 1:
         return True
     most, (chosen, rejected) = 100 * context.spec.max_similarity, pair.texts
@@ -131,7 +131,7 @@ def _answers_differ(context: Context, pair: Candidate) -> bool:
 
 
 def _drop_repeats(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-    """Keep the first of those with the same texts under the same parent."""
+    """Keep the first of the candidates with the same texts under the same parent."""
     if context.spec.repeats != "drop":
         return candidates
     first: dict[tuple[object, ...], Candidate] = {}
@@ -154,7 +154,7 @@ def _keep_best(context: Context, candidates: Sequence[Candidate]) -> Sequence[Ca
 
 
 def _keep_strongest(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-    """Keep the pairs of largest margin, then of largest confidence, then the first; rounding tells no margins apart."""
+    """Keep the pairs of largest margin, then of largest confidence, then the first; margins are rounded to compare."""
     most = context.spec.max_pairs_per_question
     return _keep_first(candidates, most, lambda pair: (round(pair.margin, 12), pair.confidence))
 
@@ -215,13 +215,13 @@ GATES: tuple[Gate, ...] = (
         "false_verdicts",
         ("sft", "dpo"),
         _each(_judges_rightly),
-        "its verdict is not what the graders say of the answer that it criticises",
+        "its verdict contradicts the graders on the answer that it criticises",
     ),
     Gate(
         "leaks",
         _ALL,
         _each(_quotes_no_reference),
-        "it quotes the reference answer at length, and nothing that its role saw holds that",
+        "it quotes the reference answer at length, which its role was not shown",
     ),
     Gate("identical_pairs", ("dpo",), _each(_is_no_repetition), "both texts are the same but for case and space"),
     Gate(
@@ -229,7 +229,7 @@ GATES: tuple[Gate, ...] = (
         ("dpo",),
         _each(_differs_enough),
         lambda context, pair: (
-            f"its texts are alike by {_compare(pair) / 100:.3f}, and max_similarity = {context.spec.max_similarity:g}"
+            f"the texts' similarity is {_compare(pair) / 100:.3f}, and max_similarity = {context.spec.max_similarity:g}"
         ),
     ),
     Gate(
@@ -289,46 +289,46 @@ GATES: tuple[Gate, ...] = (
 
 
 _LEAKED_WORDS = 12
-"""Words of a reference in a row that nobody writes by chance."""
+"""Length in words of a run from a reference that cannot be in a text by chance."""
 _SHORTEST_LEAK = 8
-"""Words of a whole reference below which a model may well have come upon it by itself."""
+"""Least number of words of a reference that counts as quoted; a model may well find a shorter one by itself."""
 
 
 def _quotes_reference(valued: ValuedTree, node: Node) -> bool:
-    """Whether a text quotes a run of words from the reference that its role never saw: neither in the question, nor in
-    the texts that it answered to. A short reference is no quotation: a model may come upon it by itself.
+    """Whether a text quotes a run of words from the reference that its role saw neither in the question nor in the
+    texts above. A reference shorter than `_SHORTEST_LEAK` words is never quoted.
     """
     question = valued.tree.question
-    if not (secrets := _reference_runs(question.reference or question.ground_truth)):
+    if not (runs := _reference_runs(question.reference or question.ground_truth)):
         return False
-    said = _spoken_words(node.text)
-    if not (quoted := [run for run in secrets if run in said]):
+    words = _join_words(node.text)
+    if not (quoted := [run for run in runs if run in words]):
         return False
     above = [valued.tree.nodes[address].text for address in node.address.path[:-1]]
-    seen = [_spoken_words(text) for text in (question.question, *above)]
+    seen = [_join_words(text) for text in (question.question, *above)]
     return any(not any(run in text for text in seen) for run in quoted)
 
 
 @lru_cache(maxsize=1024)
 def _reference_runs(reference: str) -> tuple[str, ...]:
-    """Return every run of `_LEAKED_WORDS` words of a reference; of a shorter one the whole, of a short one nothing."""
-    said = split_words(reference)
-    if len(said) < _SHORTEST_LEAK:
+    """Return every run of `_LEAKED_WORDS` words; a shorter reference whole, one below `_SHORTEST_LEAK` not at all."""
+    words = split_words(reference)
+    if len(words) < _SHORTEST_LEAK:
         return ()
-    length = min(_LEAKED_WORDS, len(said))
-    return tuple(f" {' '.join(said[start : start + length])} " for start in range(len(said) - length + 1))
+    length = min(_LEAKED_WORDS, len(words))
+    return tuple(f" {' '.join(words[start : start + length])} " for start in range(len(words) - length + 1))
 
 
-def _spoken_words(text: str) -> str:
+def _join_words(text: str) -> str:
     return f" {' '.join(split_words(text))} "
 
 
 _MOST_COMPARED = 200_000
-"""Characters: the time it takes grows with the square, and a reply may have millions."""
+"""Characters compared of each text. The time grows with their square, and a reply may have millions."""
 
 
 def _compare(pair: Candidate, cutoff: float = 0.0) -> float:
-    """Return which percentage of two texts' characters stays (rapidfuzz's ratio); 0 below the cutoff."""
+    """Return the similarity of two texts in percent (rapidfuzz's ratio); 0 below the cutoff."""
     chosen, rejected = (text.text[:_MOST_COMPARED] for text in pair.texts)
     return fuzz.ratio(chosen, rejected, score_cutoff=cutoff)
 
@@ -340,7 +340,7 @@ def _have_same_answer(context: Context, pair: Candidate) -> bool:
 
 
 def _answers_of(context: Context, pair: Candidate) -> list[str | None]:
-    """Return the final answers that were read from two texts, for their grades or else for their diagnosis."""
+    """Return the final answers of two texts, as read for their grade, else for their diagnosis."""
     grades, diagnosis = context.valued.grades, context.valued.diagnosis
     read = [(grades.get(address), diagnosis.get(address)) for address in pair.addresses]
     return [next((one.answer for one in found if one and one.answer is not None), None) for found in read]

@@ -1,7 +1,7 @@
-"""Selection: which candidates become rows, how long those are, and why the others were left out.
+"""Selection of the candidates that become rows, their lengths, and the reasons why the others were left out.
 
-Every loss is counted by its gate. A candidate that one gate drops is not seen by the next, so the numbers add up:
-candidates = kept + dropped by each. Tokens are those of the contents: a chat template adds a few for every turn.
+Every loss is counted by its gate. A gate does not see the candidates that an earlier one dropped, so the numbers add
+up: candidates = kept + dropped by each. Tokens are those of the contents: a chat template adds a few for every turn.
 """
 
 from collections import Counter
@@ -35,12 +35,12 @@ CountTokens = Callable[[str], int]
 
 
 def token_counter(spec: DatasetSpec) -> CountTokens:
-    """Return what counts tokens as a config says. Raises `ConfigError` where its tokenizer cannot be loaded."""
+    """Return the token counter that a spec names. Raises `ConfigError` where its tokenizer cannot be loaded."""
     return estimate_tokens if spec.tokenizer is None else _load_tokenizer(spec.tokenizer)
 
 
 def estimate_tokens(text: str) -> int:
-    """Take four characters for a token."""
+    """Estimate the number of tokens from the characters, four to a token."""
     return -(-len(text) // _CHARACTERS_PER_TOKEN)
 
 
@@ -58,14 +58,14 @@ def _open_tokenizer(name: str) -> "Tokenizer":
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises bare `Exception`
         raise ConfigError(
-            f"dataset.tokenizer = {name!r}: no tokenizer there ({error}); name a tokenizer.json or a model on the Hub"
+            f"dataset.tokenizer = {name!r} cannot be loaded ({error}); name a tokenizer.json or a model on the Hub"
         ) from error
 
 
 def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
-    """Return a tree with the lengths of all of its nodes; siblings saw one prompt, which is counted once."""
+    """Return a tree with the lengths of all of its nodes; the prompt that siblings share is tokenized once."""
     prompts: dict[Address, int] = {}
 
     def prompt_length(parent: Address, prompt: Iterable[Message]) -> int:
@@ -81,7 +81,7 @@ def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
 
 
 def summarise_lengths(rows: Counter[int]) -> LengthCounts:
-    """Describe lengths, of which `rows` says how many rows have each."""
+    """Summarise lengths; `rows` holds the number of rows of each length."""
     return LengthCounts(
         rows=rows.total(),
         mean=round(sum(length * count for length, count in rows.items()) / max(rows.total(), 1), 1),
@@ -92,7 +92,7 @@ def summarise_lengths(rows: Counter[int]) -> LengthCounts:
 
 
 def quantile(counts: Mapping[int, int], share: float) -> int:
-    """Return the least length that this share of the rows does not pass; 0 of no rows."""
+    """Return the least length that this share of the rows does not exceed; 0 where there are no rows."""
     left = share * sum(counts.values())
     for length in sorted(counts):
         left -= counts[length]
@@ -102,7 +102,7 @@ def quantile(counts: Mapping[int, int], share: float) -> int:
 
 
 class Selected(NamedTuple):
-    """What one tree gives one role and kind of row, and how many candidates each gate left out."""
+    """One tree's candidates for one role and kind of row: their number, those kept, and how many each gate dropped."""
 
     candidates: int
     kept: Sequence[Candidate]
@@ -112,22 +112,22 @@ class Selected(NamedTuple):
 def select(
     valued: ValuedTree, role: Role, spec: DatasetSpec, excluded: Exclusion | None = None
 ) -> dict[Kind, Selected]:
-    """Choose what one complete tree gives one role; `excluded` says why its question gives no rows at all."""
+    """Choose one role's rows from one complete tree; `excluded` is the reason why its question gives no rows at all."""
     known, context = label_nodes(valued, role), Context(valued, role, spec, excluded)
     return {kind: _pass_gates(kind, find_candidates(kind, known), context) for kind in KINDS}
 
 
 def _pass_gates(kind: Kind, candidates: Sequence[Candidate], context: Context) -> Selected:
     kept, dropped = candidates, {}
-    for gate, came, kept in _walk_gates(kind, candidates, context):
-        dropped[gate.name] = len(came) - len(kept)
+    for gate, before, kept in _walk_gates(kind, candidates, context):
+        dropped[gate.name] = len(before) - len(kept)
     return Selected(len(candidates), kept, dropped)
 
 
 def _walk_gates(
     kind: Kind, candidates: Sequence[Candidate], context: Context
 ) -> Iterator[tuple[Gate, Sequence[Candidate], Sequence[Candidate]]]:
-    """Yield every gate in turn, the candidates that came to it, and those that passed."""
+    """Yield every gate in turn, the candidates that reached it, and those that passed."""
     for gate in gates_of(kind):
         passed = gate.keep(context, candidates)
         yield gate, candidates, passed
@@ -135,13 +135,13 @@ def _walk_gates(
 
 
 class SelectionCount(Mergeable):
-    """Adds up what passed and what did not, and how long it is, by role and kind of row."""
+    """Counter of kept and dropped candidates, and of the lengths of kept ones, by role and kind of row."""
 
     def __init__(self) -> None:
         self._candidates: Counter[tuple[Role, Kind]] = Counter()
         self._dropped: dict[tuple[Role, Kind], Counter[str]] = {each: Counter() for each in product(PLAYERS, KINDS)}
         self._lengths: dict[tuple[Role, Kind], Counter[int]] = {each: Counter() for each in product(PLAYERS, KINDS)}
-        """Rows by their tokens."""
+        """Number of rows of each length in tokens."""
         self._bias: dict[Role, Counter[str]] = {role: Counter() for role in PLAYERS}
 
     def add(self, role: Role, selected: Mapping[Kind, Selected]) -> None:
@@ -172,7 +172,7 @@ class SelectionCount(Mergeable):
 
 
 def _length_bias(counts: Counter[str]) -> LengthBias:
-    """What a model could learn from the lengths alone."""
+    """Return how lengths differ: a model could learn them in place of quality."""
     return LengthBias(
         pairs=counts["pairs"],
         chosen_characters=round(counts["chosen"] / max(counts["pairs"], 1), 1),
@@ -183,20 +183,20 @@ def _length_bias(counts: Counter[str]) -> LengthBias:
 
 
 class Decision(Recorded):
-    """What became of one candidate for a row."""
+    """Outcome of one text or pair as a candidate for a row."""
 
     row_id: str
     kept: bool
     """Whether the row is in its file."""
     passed: tuple[str, ...] = ()
-    """The gates that it passed, in order."""
+    """Gates that the candidate passed, in order."""
     left_out_by: str | None = None
-    """The gate that it did not pass; None also where it never came to the gates."""
+    """Gate that rejected the candidate; None also for a text or pair that is no candidate."""
     why: str
 
 
 class _Passage(NamedTuple):
-    """How far a candidate came: the gates that it passed, and the one that it did not."""
+    """Gates that a candidate passed, and the one that rejected it."""
 
     passed: tuple[str, ...]
     dropped_by: str | None = None
@@ -204,7 +204,7 @@ class _Passage(NamedTuple):
 
 
 class GateTrace:
-    """What became of one role's candidates in one tree. `stored` are the ids of the rows that the files hold."""
+    """Decisions on one role's candidates in one tree. `stored` holds the ids of the rows in the files."""
 
     def __init__(self, context: Context, stored: Collection[str]) -> None:
         self.valued = context.valued
@@ -219,7 +219,7 @@ class GateTrace:
         }
 
     def decide(self, kind: Kind, *addresses: Address) -> Decision:
-        """Say what became of a text as an `sft` or `kto` row, or of two siblings as a pair in this order."""
+        """Return the decision on a text as an `sft` or `kto` row, or on two siblings as a pair in this order."""
         name = self._id(kind, *addresses)
         passage, kept = self._passages.get(name), name in self.stored
         passed, gate, grounds = passage or _Passage(())
@@ -234,7 +234,7 @@ class GateTrace:
         return Decision(row_id=name, kept=kept, passed=passed, left_out_by=gate, why=why)
 
     def decide_all(self, address: Address) -> Iterator[Decision]:
-        """Say what became of a text: by itself, and paired with each of its siblings."""
+        """Yield the decisions on a text: by itself, and paired with each of its siblings."""
         yield from (self.decide(kind, address) for kind in TEXT_KINDS)
         for node in self.valued.siblings(address.parent):
             if node.address != address:
@@ -242,7 +242,7 @@ class GateTrace:
                 yield self.decide("dpo", *((node.address, address) if is_rejected else (address, node.address)))
 
     def pair(self, first: Address, second: Address) -> Candidate | None:
-        """Return two siblings as a candidate; None where they are none in this order."""
+        """Return two siblings as a pair; None unless the first is labelled right and the second wrong."""
         chosen, rejected = self._known.get(first), self._known.get(second)
         if not (chosen and rejected and chosen.is_right and not rejected.is_right):
             return None
@@ -266,12 +266,12 @@ class GateTrace:
 
 
 def _trace(kind: Kind, candidates: Sequence[Candidate], context: Context) -> dict[tuple[Address, ...], _Passage]:
-    """Note how far each candidate comes."""
+    """Return each candidate's passage through the gates, by its addresses."""
     found: dict[tuple[Address, ...], _Passage] = {}
     kept, passed = candidates, tuple[str, ...]()
-    for gate, came, kept in _walk_gates(kind, candidates, context):
-        left = {one.addresses for one in kept}
-        dropped = (one for one in came if one.addresses not in left)
+    for gate, before, kept in _walk_gates(kind, candidates, context):
+        passing = {one.addresses for one in kept}
+        dropped = (one for one in before if one.addresses not in passing)
         found.update((one.addresses, _Passage(passed, gate.name, gate.explain(context, one))) for one in dropped)
         passed = (*passed, gate.name)
     return found | {one.addresses: _Passage(passed) for one in kept}

@@ -1,4 +1,4 @@
-"""The files of a version and the type of their rows, declared once: writing, reading and the card go by these."""
+"""Files of a version and the types of their rows, shared by the code that writes, reads and describes them."""
 
 from collections.abc import Mapping
 from types import UnionType
@@ -11,14 +11,14 @@ from malt.questions.screening import SPLITS, Split
 
 
 class MessageRow(TypedDict):
-    """One turn, as chat templates want it."""
+    """One turn in the form that chat templates take."""
 
     role: str
     content: str
 
 
 class SftRow(TypedDict):
-    """TRL's conversational prompt-completion."""
+    """Row in TRL's conversational prompt-completion format."""
 
     prompt: list[MessageRow]
     completion: list[MessageRow]
@@ -29,7 +29,7 @@ class SftRow(TypedDict):
 
 
 class DpoRow(TypedDict):
-    """TRL's conversational preference."""
+    """Row in TRL's conversational preference format."""
 
     prompt: list[MessageRow]
     chosen: list[MessageRow]
@@ -45,7 +45,7 @@ class DpoRow(TypedDict):
 
 
 class KtoRow(TypedDict):
-    """TRL's conversational unpaired preference."""
+    """Row in TRL's conversational unpaired preference format."""
 
     prompt: list[MessageRow]
     completion: list[MessageRow]
@@ -57,11 +57,11 @@ class KtoRow(TypedDict):
 
 
 class TrajectoryRow(TypedDict):
-    """One node. The grade's columns are empty where the node itself was not judged.
+    """One node. The grade's columns are empty where the node itself was not graded.
 
-    `own_outcome` and `own_answer` are its diagnosis; `answer` is what was read beside the grade, without one the same.
+    `own_outcome` and `own_answer` are its diagnosis; `answer` is the grade's answer, or without a grade `own_answer`.
     `value_low` and `value_high` are the 95 % Wilson interval of the value over the node's known leaves; a leaf's value
-    is its grade and no estimate, so there all three are one. Lengths are in tokens, as `[dataset] tokenizer` counts.
+    is its grade and no estimate, so both equal it. Lengths are in tokens, as `[dataset] tokenizer` counts them.
     """
 
     question_id: str
@@ -99,7 +99,7 @@ class TrajectoryRow(TypedDict):
 
 
 class QuestionRow(TypedDict):
-    """One question, also where its tree is incomplete. `excluded` is the gate that keeps all of its rows out."""
+    """One question, also if its tree is incomplete. `excluded` is the gate that drops all of its rows."""
 
     question_id: str
     question: str
@@ -123,7 +123,7 @@ class EvaluationRow(TypedDict):
 
 
 class ScoredExample(TypedDict):
-    """One example of a `*_training.json`: `solution` is the role's own text; the others are those it answered to."""
+    """One example of a `*_training.json`: `solution` is the role's own text; the other texts are those above it."""
 
     question: str
     solution: str
@@ -164,11 +164,11 @@ Kind = Literal["sft", "dpo", "kto"]
 KINDS: Mapping[Kind, pa.Schema] = {"sft": schema_of(SftRow), "dpo": schema_of(DpoRow), "kto": schema_of(KtoRow)}
 
 TEXT_KINDS: tuple[Kind, ...] = ("sft", "kto")
-"""The kinds whose rows hold one text, not two."""
+"""Kinds of rows that hold one text, not two."""
 
 
 class RoleFile(NamedTuple):
-    """What is in a file of training rows."""
+    """Kind, role and split of the rows in a file of training rows."""
 
     kind: Kind
     role: Role
@@ -176,12 +176,12 @@ class RoleFile(NamedTuple):
 
     @property
     def config(self) -> str:
-        """The name under which `load_dataset` finds it, all splits together, and with which its rows' ids begin."""
+        """Config name of the file for `load_dataset`, the same for all splits; the ids of its rows begin with it."""
         return f"{self.kind}-{self.role}"
 
 
 def role_file(kind: str, role: Role | str, split: Split = "train") -> str:
-    """Name a role's file of one kind, `sft`, `dpo` or `kto`, with the rows of one split."""
+    """Return the path of a role's file of one kind (`sft`, `dpo` or `kto`) and one split."""
     return f"{kind}/{Role(role)}{'' if split == 'train' else f'.{split}'}.parquet"
 
 
@@ -191,7 +191,7 @@ def count_rows(rows: Mapping[str, int]) -> dict[Kind, int]:
 
 
 def training_file(role: Role) -> str:
-    """Name the file with all of a role's scored examples."""
+    """Return the name of the file with all of a role's scored examples."""
     return f"{role}_training.json"
 
 
@@ -208,7 +208,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 """Every parquet file of a version, by its path below the version's folder."""
 
 MEASURED = frozenset({"prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "run"})
-"""Columns that tell of the run, not of the content: the same completions had again differ here. In no row digest."""
+"""Columns about the run, not the content: they differ when the same texts are requested again. In no row digest."""
 
 QUESTION_COLUMNS = frozenset({"question_id", "question", "ground_truth", "reference", "choices", "metadata"})
-"""What was asked, whatever became of it: the columns of the questions' own digest."""
+"""Columns of the digest of the questions; they do not depend on the answers."""

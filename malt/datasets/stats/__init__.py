@@ -1,1 +1,1 @@
-"""What a version holds, counted."""
+"""Counts and figures of what a version holds."""

@@ -1,9 +1,10 @@
-"""Counts: trees, tokens and cost added up as they pass, and the name of the code that ran."""
+"""Counters of trees, tokens and cost, which add up what they are fed, and the version of the code that runs."""
 
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -23,14 +24,14 @@ _DISTRIBUTION = "malt-trees"
 
 
 _FRACTIONS = 2.0**80
-"""Of a dollar, whole ones, in which costs are added up: in floating point the sum would depend on the order."""
+"""Units per dollar in which costs are summed as integers: a floating-point sum would depend on the order."""
 
 
 class Mergeable:
-    """Counts that processes make apart, of questions in order, and that are then added up attribute by attribute."""
+    """Counter that processes fill separately, each with consecutive questions, and that is then merged by attribute."""
 
     def merge(self, other: Self) -> None:
-        """Add another's counts, of questions that come after these and with the same spec."""
+        """Add the counts of another, whose questions come after these, and whose spec is the same."""
         for name, own in vars(self).items():
             setattr(self, name, _add_up(own, vars(other)[name]))
 
@@ -39,10 +40,10 @@ def _add_up(own: Any, other: Any) -> Any:  # noqa: ANN401 - any attribute of a c
     match own:
         case None:
             return other
-        case bool() | tuple():  # what the spec says, the same of both
+        case bool() | tuple():  # from the spec, the same in both
             return own
         case Counter():
-            own.update(other)  # `+` would lose the gates that left out nothing
+            own.update(other)  # `+` would drop the gates with a count of 0
             return own
         case int() | list():
             return own + other
@@ -53,15 +54,15 @@ def _add_up(own: Any, other: Any) -> Any:  # noqa: ANN401 - any attribute of a c
 
 
 class UsageCount(Mergeable):
-    """Adds up what completions took and cost; what one does not say, the sum does not know."""
+    """Counter of completions' tokens and cost; a sum is unknown where one completion's part is."""
 
     def __init__(self) -> None:
         self.parts: dict[tuple[str, str], UsageCount] = {}
-        """The same by run and model."""
+        """Usage by run and model."""
         self._completions = 0
         self._tokens: Counter[str] = Counter()
-        self._telling: Counter[str] = Counter()
-        """Completions that say how many tokens they took, by the kind of token."""
+        self._reporting: Counter[str] = Counter()
+        """Number of completions that report their tokens, by the kind of token."""
         self._known = 0
         self._fractions = 0
 
@@ -73,7 +74,7 @@ class UsageCount(Mergeable):
         self._completions += 1
         for name in ("prompt_tokens", "completion_tokens"):
             count = getattr(completion, name)
-            self._telling[name] += count is not None
+            self._reporting[name] += count is not None
             self._tokens[name] += count or 0
         if completion.cost_usd is not None:
             self._known += 1
@@ -81,12 +82,12 @@ class UsageCount(Mergeable):
 
     @property
     def tokens(self) -> Tokens:
-        known = {name: self._tokens[name] if n == self._completions else None for name, n in self._telling.items()}
+        known = {name: self._tokens[name] if n == self._completions else None for name, n in self._reporting.items()}
         return Tokens(completions=self._completions, **known)
 
     @property
     def cost(self) -> Cost:
-        """What they cost, to a billionth of a cent."""
+        """Cost of the completions, to a billionth of a cent."""
         usd = round(self._fractions / _FRACTIONS, 11)
         return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
 
@@ -119,7 +120,7 @@ def growth_of(spec: RunSpec, counts: Counts) -> GrowthSummary:
 
 
 class TreeCount(Mergeable):
-    """Counts the trees of one version, their nodes, labels and failures, and what they took."""
+    """Counter of the trees of one version: their nodes, labels, failures, tokens and cost."""
 
     def __init__(self) -> None:
         self.usage: dict[Role, UsageCount] = {role: UsageCount() for role in PLAYERS}
@@ -163,13 +164,14 @@ class TreeCount(Mergeable):
 
 
 def as_failure(branch: FailedBranch) -> Failure:
-    """Write a failed branch as the manifest has it; a provider's words may hold lone surrogates."""
+    """Return a failed branch for the manifest, without the lone surrogates that a provider's message may hold."""
     reason = replace_lone_surrogates(branch.reason)
     return Failure(question_id=branch.question_id, address=branch.address, role=branch.role, reason=reason)
 
 
+@cache
 def code_version() -> Code:
-    """Return the installed release, and the commit where the code runs from a checkout."""
+    """Return the installed release, and the commit where the code runs from a checkout; looked up once a process."""
     try:
         release = version(_DISTRIBUTION)
     except PackageNotFoundError:
@@ -183,5 +185,5 @@ def _commit_of(folder: Path) -> str | None:
     if git is None or not (folder / ".git").exists():
         return None
     command = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - git and our own folder
-    return asked.stdout.strip() or None
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - git and our own folder
+    return result.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Diagnostics: what the trees say about the roles, counted question by question. What it means is in `measures`."""
+"""Diagnostics: measurements of the roles' quality, counted question by question. `measures` explains each of them."""
 
 import re
 from collections import Counter
@@ -27,23 +27,23 @@ from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
 
 _normalise_answer = lru_cache(maxsize=4096)(normalised)
-"""The answers to one question are few."""
+"""Normalise an answer; cached, because one question has few different answers."""
 
 Truth = bool | None
-"""Whether an answer is right; None where nobody knows."""
+"""Whether an answer is right; None where that is unknown."""
 
 
 class Ballot(NamedTuple):
-    """One text's vote: what it answers, and whether that is right."""
+    """One text's vote: its answer, and whether that is right."""
 
     answer: str | None
     truth: Truth
     is_cast: bool = True
-    """Whether it votes: not without an answer, nor where it was cut off."""
+    """Whether the text votes; one without an answer or cut off does not."""
 
 
 class TruthCount(Mergeable):
-    """Counts answers by their truth, a question at a time."""
+    """Counter of right, wrong and unknown answers, fed one question at a time."""
 
     def __init__(self) -> None:
         self._truths: Counter[Truth] = Counter()
@@ -75,7 +75,7 @@ class TruthCount(Mergeable):
         )
 
     def _interval(self, right: int, known: int) -> Interval:
-        """Wilson's, over as many independent answers as would vary as much as these questions do (ratio estimator)."""
+        """Return Wilson's interval for the number of independent answers of equal variance (ratio estimator)."""
         share, questions = right / known, self._questions
         spread = self._right_squared - 2 * share * self._right_known + share * share * self._known_squared
         if questions < 2 or spread <= 0:
@@ -85,25 +85,25 @@ class TruthCount(Mergeable):
 
 
 def majority(ballots: Sequence[Ballot]) -> Truth:
-    """Return whether the answer that most give is right; among equally many, the one given first.
+    """Return whether the most frequent answer is right; of equally frequent ones, the one given first.
 
-    Right answers are one answer: all equal the reference. Wrong ones are told apart by their words, and those that
-    a judge found wrong without reading an answer are one. Where all abstain, nothing was answered, which is wrong.
+    Right answers count as one answer: all equal the reference. Wrong ones are told apart by their words; those that a
+    judge found wrong without reading an answer count as one. Where all abstain: wrong, or None if none is known.
     """
     cast = [ballot for ballot in ballots if ballot.is_cast and (ballot.answer, ballot.truth) != (None, None)]
     if not cast:
         return any_right(ballots)
-    votes = Counter(map(_choice, cast))
-    chosen = max(votes, key=votes.__getitem__)
-    return any_right(ballot for ballot in cast if _choice(ballot) == chosen)
+    votes = Counter(map(_vote_key, cast))
+    winner = max(votes, key=votes.__getitem__)
+    return any_right(ballot for ballot in cast if _vote_key(ballot) == winner)
 
 
-def _choice(ballot: Ballot) -> tuple[bool, str]:
+def _vote_key(ballot: Ballot) -> tuple[bool, str]:
     return (True, "") if ballot.truth else (False, _normalise_answer(ballot.answer or ""))
 
 
 def any_right(ballots: Iterable[Ballot]) -> Truth:
-    """Return whether one of some answers is right; None where none is known."""
+    """Return whether at least one answer is right; None where none is known to be right or wrong."""
     known = [ballot.truth for ballot in ballots if ballot.truth is not None]
     return any(known) if known else None
 
@@ -111,10 +111,10 @@ def any_right(ballots: Iterable[Ballot]) -> Truth:
 _VERDICT = re.compile(
     r"^[^\w\n]{0,20}verdict[^\w\n]{1,20}(?:(?P<correct>correct|right)|wrong|incorrect)\b", re.IGNORECASE | re.MULTILINE
 )
-"""A critique's own verdict, on a line of its own, in Markdown or not."""
+"""Verdict of a critique, on a line of its own, with or without Markdown."""
 
 _QUOTATION = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`""")
-"""What a reason quotes of one answer, which would make it another reason for each."""
+"""Quotation in a reason; quotations differ by answer, and would make one reason look like many."""
 _LONGEST_REASON, _MOST_REASONS = 200, 20
 
 _NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
@@ -122,29 +122,29 @@ _NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
 _NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
 
 _BINS = 10
-"""Tenths of value."""
+"""Number of bins for values, which lie in [0, 1]."""
 
 
 def stated_verdict(critique: str) -> Truth:
-    """Return whether a critique's last verdict is that the answer is correct; None where it states none."""
+    """Return whether a critique's last verdict calls the answer correct; None where it states none."""
     stated = list(_VERDICT.finditer(critique))
     return stated[-1]["correct"] is not None if stated else None
 
 
 def verdict_among(nodes: Iterable[Node | None]) -> Truth:
-    """Return what the first critique among these says; None where there is none, or it states nothing."""
+    """Return the verdict of the first critique among some nodes; None where there is no critique, or no verdict."""
     return next((stated_verdict(node.text) for node in nodes if node is not None and not node.role.gives_answer), None)
 
 
 class DiagnosticsCount(Mergeable):
-    """Counts complete trees."""
+    """Counter of complete trees, from which `Diagnostics` are made."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._graders = diagnosing(spec.evaluator)
         self._truncated: Truth = False if spec.credit.truncated == "wrong" else None
         answers = ("generator", "refiner", "leaves", "generations_vote", "leaves_vote", "any_leaf")
         self._truths = {name: TruthCount() for name in answers}
-        """By the field of `Diagnostics`."""
+        """Counts by the field of `Diagnostics` that they become."""
         self._values: Counter[tuple[Role, int, bool]] = Counter()
         self._flips: Counter[tuple[Truth, Truth]] = Counter()
         self._verdicts: Counter[tuple[Truth, Truth]] = Counter()
@@ -207,7 +207,7 @@ class DiagnosticsCount(Mergeable):
             self._same[is_same_answer(first.answer, last.answer)] += 1
 
     def _add_answers(self, valued: ValuedTree) -> None:
-        """Count what one question's generations, refinements and leaves answer, singly and by vote."""
+        """Count the answers of one question's generations, refinements and leaves, singly and by vote."""
         first = sorted(address for address in valued.tree.nodes if address.role is PLAYERS[0])
         last = sorted(leaf.address for leaf in valued.tree.leaves)
         generations = [self._ballot(*valued.diagnosis.get(address, _NOT_DIAGNOSED)) for address in first]
@@ -240,7 +240,7 @@ class DiagnosticsCount(Mergeable):
 
 
 def _outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
-    """Return a node's own outcome: by the grade that counts, else by the diagnosis. None for a critique."""
+    """Return a node's outcome: a leaf's by its grade, another's by the diagnosis. None for a critique."""
     own = valued.grades[node.address] if node.address.is_leaf else valued.diagnosis.get(node.address)
     return None if own is None else own.outcome
 
@@ -256,7 +256,7 @@ def is_same_answer(first: str, last: str) -> bool:
 
 
 def bin_of(value: float) -> int:
-    """Return the tenth that a value is in; floating point puts some means just below a border that they lie on."""
+    """Return the index of a value's bin, rounding first: floating point puts some means just below a border."""
     return min(int(round(value * _BINS, 9)), _BINS - 1)
 
 
@@ -265,7 +265,7 @@ def _share(count: int, whole: int) -> Share:
 
 
 def percent(count: int, whole: int) -> float | None:
-    """Return a share in percent; None of nothing."""
+    """Return a share in percent; None where the whole is 0."""
     return round(100 * count / whole, 2) if whole else None
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report, each a table of rows from a version's manifest; in words; and how numbers are written."""
+"""Figures of a version, as tables made from its manifest and in words; and the format of their numbers."""
 
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class Measure(NamedTuple):
-    """How often something was right."""
+    """Number of right answers or verdicts of one kind."""
 
     measure: str
     of: str
-    """What is counted."""
+    """Unit that is counted."""
     right: int
     known: int
     unknown: int
     percent: float | None
     low: float | None = None
-    """95 % interval over questions."""
+    """Lower end of the 95 % interval over questions."""
     high: float | None = None
 
 
 class Flip(NamedTuple):
-    """Leaves by what was right before critique and refinement, and after."""
+    """Leaves by whether the answer was right before critique and refinement, and after."""
 
     before: str
     after: str
@@ -39,7 +39,7 @@ class Flip(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """Questions by what became of them."""
+    """Number of questions with one mix of labels, or that failed."""
 
     kind: str
     questions: int
@@ -47,7 +47,7 @@ class Mix(NamedTuple):
 
 
 def measure_accuracy(manifest: Manifest) -> Iterator[Measure]:
-    """Yield how often each role was correct, and what a vote (maj@k) or any of k answers (pass@k) makes of it."""
+    """Yield the accuracy of each role, and of a vote (maj@k) or any of k answers (pass@k)."""
     found, branching = manifest.diagnostics, manifest.spec.roles.branching
     leaves = f"{prod(branching)}" if manifest.growth.mode == "full" else "k"
     if found.graders:
@@ -73,7 +73,7 @@ def _measure(name: str, of: str, found: Accuracy) -> Measure:
 
 
 def list_flips(manifest: Manifest) -> list[Flip]:
-    """List what became of answers, right to right first and wrong to wrong last; empty where nobody diagnosed them."""
+    """List the flips, right to right first and wrong to wrong last; empty where no answers were diagnosed."""
     found = manifest.diagnostics.flips
     table = {
         ("right", "right"): found.right_to_right,
@@ -86,7 +86,7 @@ def list_flips(manifest: Manifest) -> list[Flip]:
 
 
 def list_mix(manifest: Manifest) -> list[Mix]:
-    """List what became of all questions, failed ones too."""
+    """List the number of questions with each mix of labels, and of failed ones."""
     found, counts = manifest.diagnostics.questions, manifest.counts
     kinds = {
         "all right": found.all_right.count,
@@ -126,7 +126,7 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
 
 
 def _list_roles(manifest: Manifest) -> list[dict[str, object]]:
-    """List who played each role, and what came of it."""
+    """List the settings of each role, and its nodes by label."""
     settings = ("model", "samples", "temperature", "max_tokens")
     return [
         {
@@ -142,17 +142,17 @@ def _list_roles(manifest: Manifest) -> list[dict[str, object]]:
 
 
 def format_count(number: int | None) -> str:
-    """Write a whole number; one that is not known is never zero."""
+    """Format a whole number; an unknown one is never shown as 0."""
     return "unknown" if number is None else f"{number:,}"
 
 
 def format_share(percent: float | None) -> str:
-    """Write a share; of nothing there is none."""
+    """Format a percentage; None stands for a share of nothing."""
     return "n/a" if percent is None else f"{percent:.1f} %"
 
 
 def format_dollars(usd: float | None) -> str:
-    """Write a cost; one that is not known is never zero."""
+    """Format a cost; an unknown one is never shown as 0."""
     return "unknown" if usd is None else f"${usd:,.4f}" if usd < 1 else f"${usd:,.2f}"
 
 
@@ -160,14 +160,14 @@ _NOT_DIAGNOSED = 'not known: the judge graded the leaves alone; add an objective
 
 
 class Finding(NamedTuple):
-    """What was looked at, and what was found."""
+    """Subject of a diagnostic, and its result in words."""
 
     subject: str
     sentence: str
 
 
 def describe_diagnostics(found: Diagnostics) -> list[Finding]:
-    """Put the diagnostics in words, a line each."""
+    """Describe the diagnostics in words, a line each."""
     unread, disputed = format_share(found.unread.percent), format_share(found.disputed.percent)
     return [
         Finding("leaves", _accuracy(found.leaves)),
@@ -234,13 +234,13 @@ def _list_counts(numbers: Mapping[str, int]) -> str:
 
 
 class FileLosses(NamedTuple):
-    """What became of the candidates for one file."""
+    """Candidates for one file, and those that were kept and dropped."""
 
     file: str
     candidates: int
     kept: int
     dropped: str
-    """How many each gate left out."""
+    """Number that each gate left out, as a list in words."""
 
 
 def describe_losses(manifest: Manifest) -> Iterator[FileLosses]:
@@ -250,12 +250,12 @@ def describe_losses(manifest: Manifest) -> Iterator[FileLosses]:
 
 
 _NEARLY_ALL = 90
-"""Percent."""
+"""Percentage of a model's texts that are cut off, from which a dataset is doubtful."""
 _REASONS_NAMED = 3
 
 
 def find_suspicions(manifest: Manifest) -> Iterator[str]:
-    """Say what makes a dataset doubtful, a sentence each; that too few grades are known comes first."""
+    """Yield reasons to doubt a dataset, a sentence each; that too few grades are known comes first."""
     if reason := why_withheld(manifest):
         yield reason
     graded, pairs = manifest.diagnostics.leaves, [kinds["dpo"] for kinds in manifest.selection.values()]
@@ -266,7 +266,9 @@ def find_suspicions(manifest: Manifest) -> Iterator[str]:
     elif not graded.right:
         yield "no graded leaf is right: no pair can be made; compare reference answers and grades with malt show"
     elif not sum(rows.kept for rows in pairs):
-        yield f"no preference pair: the gates left out all of {sum(rows.candidates for rows in pairs):,}"
+        candidates = sum(rows.candidates for rows in pairs)
+        gates = f"the gates left out every candidate ({candidates:,})"
+        yield f"no preference pair: {gates if candidates else 'no two siblings have different labels'}"
     yield from _suspect_texts(manifest.diagnostics)
 
 
@@ -282,7 +284,7 @@ def _suspect_texts(found: Diagnostics) -> Iterator[str]:
 
 
 def why_withheld(manifest: Manifest) -> str | None:
-    """Say why `latest` should not name a version; None where nothing speaks against it."""
+    """Return the reason why `latest` should not point at a version; None where there is none."""
     outcomes, most = manifest.counts.outcomes, manifest.spec.credit.max_unknown
     leaves, unknown = sum(outcomes.values()), outcomes.get(Outcome.UNKNOWN, 0)
     if unknown <= most * leaves:

@@ -1,1 +1,1 @@
-"""A published version is read."""
+"""Folders of versions, and reading what they hold."""

@@ -1,4 +1,4 @@
-"""Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publish.writer`."""
+"""Dataset versions: opening and listing them, and their rows as data frames. `publish.writer` writes them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -43,39 +43,39 @@ class DatasetVersion(Published[Manifest]):
 
     @property
     def tags(self) -> list[str]:
-        """The tags that name it, as they are now."""
+        """Tags that point at the version now."""
         return [tag for tag, number in tags_of(self.path.parent).items() if self.path.name == f"v{number}"]
 
     @property
     def spec(self) -> RunSpec:
-        """What it was declared with. Raises `VersionError` where this release cannot read it."""
+        """Spec that the version was made from. Raises `VersionError` where this release cannot read it."""
         return self.manifest.spec
 
     def is_whole(self, file: str) -> bool:
-        """Whether a file has the bytes that it was published with."""
+        """Whether a file still has the bytes that it was published with."""
         entry, path = self.manifest.files.get(file), self.path / file
         return entry is not None and path.is_file() and file_sha256(path) == entry.sha256
 
     def _repr_html_(self) -> str:
-        """Show the figures in a notebook, whatever models and questions are called."""
+        """Return the figures for a notebook; HTML and control characters in names of models are escaped."""
         shown = {name: self.figures[name] for name in ("asked", "accuracy", "yields", "used")}
         tables = [f"<h4>{name}</h4>{frame.to_html(index=False, border=0)}" for name, frame in shown.items()]
         return escape_controls("".join([f"<h3>{self.reference}</h3>", *tables]))
 
     def refuse_foreign(self, datasets_dir: Path, named: str, instead: str) -> None:
-        """Raise `VersionError` where it is from elsewhere, and what its config names would be used."""
+        """Raise `VersionError` for a version from elsewhere; `named` says what its config would make the caller use."""
         if not self.is_within(datasets_dir):
             why = f"{self.path} is from elsewhere, and its config names {named}"
             raise VersionError(f"{why}. Nothing was done; {instead}")
 
     @property
     def trajectories(self) -> "pd.DataFrame":
-        """One row a node."""
+        """Nodes, one a row."""
         return self._frame(TRAJECTORIES_FILE)
 
     @property
     def questions(self) -> "pd.DataFrame":
-        """One row a question, incomplete ones too."""
+        """Questions, one a row, also those without a complete tree."""
         return self._frame(QUESTIONS_FILE)
 
     def sft(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
@@ -113,7 +113,7 @@ class DatasetVersion(Published[Manifest]):
         return stored_tree(self, question)
 
     def trees(self) -> "Iterator[ValuedTree]":
-        """All whole trees in the order of their questions, one in memory at a time."""
+        """Iterate over all complete trees in the order of their questions, one in memory at a time."""
         from malt.datasets.version.reading import stored_trees
 
         return (stored.valued for stored in stored_trees(self))
@@ -135,13 +135,13 @@ class DatasetVersion(Published[Manifest]):
 def open_version(reference: str | Path, datasets_dir: Path | None = None) -> DatasetVersion:
     """Open `NAME` (its newest version), `NAME@v3`, `NAME@TAG`, or the path of a version's folder.
 
-    `datasets_dir` is by default the one of the settings. Raises `VersionError`, which says what versions there are.
+    `datasets_dir` is by default that of the settings. Raises `VersionError`, which lists the versions that exist.
     """
     return open_folder(locate(reference, datasets_dir))
 
 
 def locate(reference: str | Path, versions_dir: Path | None = None, shelf: str = "") -> Path:
-    """Return the folder of a version, as `open_version` finds it, without looking inside."""
+    """Return the folder of a version, found as by `open_version`, without opening the version."""
     try:
         path = Path(reference).expanduser()
         is_folder = (path / MANIFEST_FILE).is_file()
@@ -157,7 +157,7 @@ def locate(reference: str | Path, versions_dir: Path | None = None, shelf: str =
 
 
 def choose_number(folder: Path, wanted: str = LATEST) -> int:
-    """Return the number that is wanted, by itself or by a tag, or the newest one."""
+    """Return the number of the wanted version, which is given by number, by tag, or as `latest`."""
     numbers, tags = version_numbers(folder), tags_of(folder)
     if not numbers:
         others = ", ".join(list_names(folder.parent)) or "none yet"
@@ -175,34 +175,34 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
     number = tags.get(wanted) if is_tag else int(wanted.removeprefix("v"))
     if number in folder_numbers(folder):
         return number
-    there = ", ".join([*(f"v{each}" for each in numbers), *tags])
+    known = ", ".join([*(f"v{each}" for each in numbers), *tags])
     missing = f"tag {wanted}" if is_tag else f"version v{number}"
-    raise VersionError(f"dataset {folder.name!r} has no {missing}; there are: {there}")
+    raise VersionError(f"dataset {folder.name!r} has no {missing}; there are: {known}")
 
 
 def open_folder(path: Path) -> DatasetVersion:
-    """Open the version in a folder; a link is followed, so that the path stays this version's."""
+    """Open the version in a folder. Links are followed, so the path stays valid when a link moves."""
     folder = path.resolve()
     return DatasetVersion(folder, read_manifest(folder))
 
 
 class Listed(NamedTuple, Generic[V]):
-    """The versions that there are."""
+    """Versions that were found, opened where possible."""
 
     versions: list[V]
     unreadable: dict[str, VersionError]
-    """Why the others cannot be opened, by reference."""
+    """Errors of the versions that cannot be opened, by reference."""
 
 
 def list_versions(datasets_dir: Path, name: str | None = None) -> Listed[DatasetVersion]:
-    """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
+    """List the versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
     if name is not None and not re.fullmatch(_NAME, name):
         raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
     return list_opened(datasets_dir, name, open_folder)
 
 
 def list_opened(versions_dir: Path, name: str | None, open_one: Callable[[Path], V], shelf: str = "") -> Listed[V]:
-    """List versions of one name or of all, whatever they are versions of."""
+    """List the versions of one name or of all, of any kind."""
     if name is not None:
         choose_number(versions_dir / name)
     listed = Listed[V]([], {})

@@ -1,7 +1,7 @@
-"""A dataset's folder: its versions `v1`, `v2`, …, `latest` and the tags that name them, folders still being written.
+"""A dataset's folder: its versions `v1`, `v2`, …, links to them (`latest` and tags), and folders still being written.
 
-A version appears and goes by one rename, and a link is put by one, so a crash leaves each whole or not at all. All of
-that happens under the folder's lock. Needs a POSIX file system.
+One rename adds or removes a version, and one sets a link, so a crash leaves each of them whole or absent. The renames
+happen under the folder's lock. Needs a POSIX file system.
 """
 
 import fcntl
@@ -30,37 +30,37 @@ from malt.processes import is_running, machine_id
 LATEST = "latest"
 _LOCK = ".lock"
 VERSION_FOLDER = re.compile(r"v[1-9][0-9]*")
-"""How a version's folder is called in that of its name; a copy elsewhere may have any other name."""
+"""Name of a version's folder in its dataset's folder; a copy elsewhere may have any other name."""
 TAG = re.compile(r"(?![vV][0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")
 STAGING = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
 STAGING_SECONDS = 86_400
-"""How old another machine's unfinished folder is when nobody is taken to be writing it any more."""
+"""Age at which another machine's unfinished folder counts as abandoned."""
 
 
 def version_numbers(folder: Path) -> list[int]:
-    """Return the numbers of a dataset's versions, in order; a bare folder and a link are none."""
+    """Return the numbers of a dataset's versions, in order; folders without a manifest and links do not count."""
     return [number for number in folder_numbers(folder) if (folder / f"v{number}" / MANIFEST_FILE).is_file()]
 
 
 def folder_numbers(folder: Path) -> list[int]:
-    """Return the numbers of a dataset's versions, also of those that lost their manifest; in order."""
+    """Return the numbers of a dataset's versions, with or without a manifest, in order."""
     return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir() and not entry.is_symlink())
 
 
 def _next_number(folder: Path) -> int:
-    """Return the next version's number, above that of all versions, links and other files; the newest always stays."""
+    """Return a number above those of all versions, links and other entries; the newest version is never removed."""
     return max([*(number for number, _ in numbered_entries(folder)), *linked_numbers(folder).values()], default=0) + 1
 
 
 def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield what is called `v1`, `v2`, … in a folder."""
+    """Yield the entries of a folder named `v1`, `v2`, …, with their numbers."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if VERSION_FOLDER.fullmatch(entry.name):
             yield int(entry.name[1:]), entry
 
 
 def linked_numbers(folder: Path) -> dict[str, int]:
-    """Return the numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
+    """Return the version numbers that `latest` and the tags point at, by link; the versions may be missing."""
     entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
     named = {entry.name: _linked_number(entry) for entry in entries}
     return {name: number for name, number in named.items() if number is not None}
@@ -74,24 +74,24 @@ def _linked_number(link: Path) -> int | None:
 
 
 def number_of(version: Path) -> int:
-    """Return the number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
+    """Return a version's number from its folder's name. Raises `VersionError` for a copy with another name."""
     if not VERSION_FOLDER.fullmatch(version.name):
-        raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
+        raise VersionError(f"{version} is a copy outside its dataset's folder; name a version as NAME@v3")
     return int(version.name[1:])
 
 
 def refuse_in_versions(place: Path) -> None:
-    """Raise `InputError` for a place in a version, which never changes, or one that would pass for a version."""
+    """Raise `InputError` for a path in a version, which never changes, or one that would look like a version."""
     for folder in (place, *place.parents):
         if (folder / MANIFEST_FILE).is_file():
             raise InputError(f"{place} is in the version {folder}, which never changes; name another folder")
     if VERSION_FOLDER.fullmatch(place.name) and version_numbers(place.parent):
-        raise InputError(f"{place} would pass for a version of {place.parent.name!r}; name another folder")
+        raise InputError(f"{place} would look like a version of {place.parent.name!r}; name another folder")
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a dataset's lock; a process that dies lets go of it."""
+    """Hold a dataset's lock; the system releases it when the process dies."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -101,7 +101,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def open_staging(folder: Path, mode: int = PRIVATE_FOLDER) -> Path:
-    """Make a folder to write a version in, next to where it will stand; clear away those that dead writers left."""
+    """Make a folder to write a version in, next to its final place; remove those that dead writers left."""
     try:
         make_private_folder(folder)
     except OSError as error:
@@ -115,18 +115,18 @@ def open_staging(folder: Path, mode: int = PRIVATE_FOLDER) -> Path:
 
 
 def temporary_name(folder: Path) -> Path:
-    """Return a new name for something still being written, which says who writes it."""
-    return folder / f".tmp-{_writers_place()}-{os.getpid()}-{uuid4().hex[:8]}"
+    """Return an unused name for an entry still being written; it holds the writer's machine and process id."""
+    return folder / f".tmp-{_writer_host()}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 @cache
-def _writers_place() -> str:
-    """Name the machine or container by whose process ids a writer's life can be judged."""
+def _writer_host() -> str:
+    """Return a name for this machine or container, within which a writer's process id is valid."""
     return f"{socket.gethostname()}.{hashlib.sha256(machine_id().encode()).hexdigest()[:8]}"
 
 
 def discard(entry: Path) -> None:
-    """Remove a folder, file or link, or what another's clearing has left of it."""
+    """Remove a folder, file or link, which another process may be removing too."""
     if entry.is_symlink() or entry.is_file():
         entry.unlink(missing_ok=True)
     else:
@@ -134,24 +134,24 @@ def discard(entry: Path) -> None:
 
 
 def is_abandoned(entry: Path) -> bool:
-    """Whether an entry is a folder whose writer is gone: dead in this container, or silent for a day elsewhere."""
+    """Whether an entry is a folder whose writer is gone: dead on this host, or inactive for a day on another."""
     name = STAGING.fullmatch(entry.name)
     if name is None:
         return False
-    if name["host"] == _writers_place():
+    if name["host"] == _writer_host():
         return not is_running(int(name["pid"]))
     return time.time() - last_touched(entry) > STAGING_SECONDS
 
 
 def last_touched(entry: Path) -> float:
-    """Return when anything in a folder last changed; now, where it is just disappearing."""
+    """Return when anything in a folder last changed; the current time where it is being removed."""
     with suppress(FileNotFoundError):
         return max(path.lstat().st_mtime for path in [entry, *entry.rglob("*")])
     return time.time()
 
 
 def latest_number(folder: Path) -> int | None:
-    """Return the number of the newest version that is not withheld; a damaged one is taken for good."""
+    """Return the number of the newest version that is not withheld; one with a damaged manifest counts too."""
     return next((number for number in reversed(version_numbers(folder)) if not why_not_latest(folder, number)), None)
 
 
@@ -163,7 +163,7 @@ def why_not_latest(folder: Path, number: int) -> str | None:
 
 
 def point_latest(folder: Path) -> None:
-    """Point `latest` where it belongs; the caller holds the folder's lock. A crash may have kept it from that."""
+    """Point `latest` at its version, from which a crash may have kept it; the caller holds the folder's lock."""
     number = latest_number(folder)
     if number is not None:
         point(folder, LATEST, number)
@@ -184,16 +184,16 @@ def point(folder: Path, name: str, number: int) -> None:
 
 
 def move_away(version: Path) -> Path:
-    """Take a version away at once, under the folder's lock, and return where it waits to be discarded."""
+    """Rename a version to a temporary name, under the folder's lock; return its path, for the caller to discard."""
     retired = version.rename(temporary_name(version.parent))
     sync(version.parent)
     return retired
 
 
 def put_in_place(staging: Path, place: Path) -> None:
-    """Move a finished version to a place: at once where nothing is, else entry by entry over what is damaged there.
+    """Move a finished version to its place: by one rename, or entry by entry over a damaged version that is there.
 
-    Its manifest, which vouches for the others, comes last. A crash leaves a damaged folder damaged, never gone.
+    The manifest, which vouches for the other files, comes last. A crash leaves a damaged folder damaged, never missing.
     """
     _seal_tree(staging)
     if not (place.is_dir() and any(place.iterdir())):
@@ -204,16 +204,16 @@ def put_in_place(staging: Path, place: Path) -> None:
 
 
 def _replace_entries(staging: Path, place: Path) -> None:
-    whole = {entry.name: entry for entry in staging.iterdir()}
+    finished = {entry.name: entry for entry in staging.iterdir()}
     for entry in place.iterdir():
-        if entry.name not in whole or entry.is_dir() or whole[entry.name].is_dir():
+        if entry.name not in finished or entry.is_dir() or finished[entry.name].is_dir():
             discard(entry)
-    for name in sorted(whole, key=lambda name: name == MANIFEST_FILE):
-        whole[name].replace(place / name)
+    for name in sorted(finished, key=lambda name: name == MANIFEST_FILE):
+        finished[name].replace(place / name)
 
 
 def list_entries(folder: Path) -> dict[str, bool]:
-    """Return the paths below a folder, folders apart, and which are plain files. Raises `OSError` where unreadable."""
+    """Return all paths below a folder except folders, and whether each is a plain file. Raises `OSError`."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -227,7 +227,7 @@ def list_entries(folder: Path) -> dict[str, bool]:
 
 
 def size_of(entry: Path) -> int:
-    """Return the bytes of a folder's files, or of a file."""
+    """Return the size in bytes of a file, or of all files in a folder."""
     return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
 
 
@@ -258,35 +258,35 @@ def tags_of(folder: Path) -> dict[str, int]:
 
 
 def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int | None:
-    """Point a tag at a version, and return what it named before.
+    """Point a tag at a version, and return the number that it pointed at before.
 
-    Raises `VersionError` for what can be no tag, for a version that is not there, and for a tag that names another
-    version, unless it shall `move`.
+    Raises `VersionError` for an invalid tag, for a version that does not exist, and for a tag that points at another
+    version, unless `move` is set.
     """
     if not TAG.fullmatch(tag):
         raise VersionError(
-            f"{tag[:60]!r} can be no tag: it begins with a letter, goes on with letters, digits, '.', '_', '-', and "
-            "looks neither like a version's number nor like 'latest'"
+            f"{tag[:60]!r} is no valid tag: a tag begins with a letter, continues with letters, digits, '.', '_', '-', "
+            "and must not look like a version's number or 'latest'"
         )
     with lock_folder(folder):
         before = _linked_number(folder / tag)
         if not (folder / f"v{number}").is_dir():
-            raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
+            raise VersionError(f"{folder.name}@v{number} does not exist; tag another version")
         if before not in (None, number) and not move:
-            raise VersionError(f"{folder.name}@{tag} names v{before}; to let it name v{number}, add --move")
+            raise VersionError(f"{folder.name}@{tag} points at v{before}; to move it to v{number}, add --move")
         if before is None and (folder / tag).exists():
-            raise VersionError(f"{folder / tag} is there, and is no tag; move it away, or choose another name")
+            raise VersionError(f"{folder / tag} exists and is no tag; move it away, or choose another name")
         point(folder, tag, number)
     return before
 
 
 def remove_tag(folder: Path, tag: str) -> int:
-    """Remove a tag, and return what it named. Raises `VersionError` where there is no such tag."""
+    """Remove a tag, and return the number that it pointed at. Raises `VersionError` where there is no such tag."""
     with lock_folder(folder):
         tags = tags_of(folder)
         if tag not in tags:
-            there = ", ".join(tags) or "none"
-            raise VersionError(f"dataset {folder.name!r} has no tag {tag[:60]!r}; there are: {there}")
+            known = ", ".join(tags) or "none"
+            raise VersionError(f"dataset {folder.name!r} has no tag {tag[:60]!r}; there are: {known}")
         (folder / tag).unlink()
         sync(folder)
     return tags[tag]
@@ -296,7 +296,7 @@ log = logging.getLogger(__name__)
 
 
 class Placed(NamedTuple):
-    """Where a version stands, and whether it is new."""
+    """Path of a version, and whether it is new."""
 
     path: Path
     created: bool
@@ -305,13 +305,13 @@ class Placed(NamedTuple):
 def place_next(
     staging: Path, folder: Path, describe: Callable[[int, Parent | None], M], name: Callable[[M], None]
 ) -> Placed:
-    """Make a finished folder the next version, and `latest` name it unless it is withheld.
+    """Make a finished folder the next version, and point `latest` at it unless it is withheld.
 
-    Where the newest has the same content, it is that one.
-    `describe` says what it is as a version of a number, with the version before it; `name` writes that into the folder.
+    Where the newest version has the same content, return that one instead.
+    `describe` makes the manifest for a number and the version before it; `name` writes it into the folder.
     """
     while True:
-        number = _next_number(folder)  # before its parent is read: one that came between takes the number
+        number = _next_number(folder)  # before the parent: the check below then notices a version added in between
         parent = _readable_newest(folder)
         manifest = describe(number, parent)
         if parent is not None and parent.content_sha256 == manifest.content_sha256:
@@ -321,7 +321,7 @@ def place_next(
         name(manifest)
         _seal_tree(staging)
         with lock_folder(folder):
-            if _next_number(folder) == number:  # others may have taken it meanwhile
+            if _next_number(folder) == number:  # another process may have taken it
                 path = staging.rename(folder / f"v{number}")
                 sync(folder)
                 point_latest(folder)
@@ -329,7 +329,7 @@ def place_next(
 
 
 def _readable_newest(folder: Path) -> Parent | None:
-    """Return the newest version; None, with a warning, where it is damaged: what was paid for is published still."""
+    """Return the newest version; None, with a warning, where it is damaged, so that paid work is still published."""
     numbers = version_numbers(folder)
     try:
         newest = read_as(VersionManifest, folder / f"v{numbers[-1]}", "whole") if numbers else None
@@ -341,7 +341,7 @@ def _readable_newest(folder: Path) -> Parent | None:
 
 @contextmanager
 def staging_in(folder: Path, mode: int = PRIVATE_FOLDER) -> Iterator[Path]:
-    """Make a folder to write in, next to where it will stand; what is left of it goes."""
+    """Make a folder to write in, next to its final place; remove what is left of it at the end."""
     staging = open_staging(folder, mode)
     try:
         yield staging
@@ -350,7 +350,7 @@ def staging_in(folder: Path, mode: int = PRIVATE_FOLDER) -> Iterator[Path]:
 
 
 def name_version(manifest: VersionManifest, pages: Mapping[str, str], staging: Path) -> None:
-    """Write what tells of a version by its number: its pages, and the manifest that names them."""
+    """Write the files that hold a version's number: its pages, and the manifest that lists them."""
     for name, text in pages.items():
         (staging / name).write_text(text, encoding="utf-8")
     files = {**manifest.files, **{name: describe_file(staging / name) for name in pages}}

@@ -1,4 +1,4 @@
-"""Reading a version's rows and trees back: one question's, or all one after another, with one in memory at a time."""
+"""Reading back a version's rows and trees: those of one question, or all with one tree in memory at a time."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ _READ_ROWS = 1_000
 
 
 class StoredTree(NamedTuple):
-    """A question's row, and its tree; what the roles saw is left out."""
+    """A question's row, and its tree without the prompts."""
 
     question: QuestionRow
     valued: ValuedTree
@@ -48,17 +48,17 @@ UNREADABLE = (
     RecursionError,
     pa.ArrowException,
 )
-"""What comes of rows that are none of ours."""
+"""Errors that damaged or foreign files raise when they are read."""
 
 
 def is_unread(error: BaseException | None) -> bool:
-    """Whether the system could not read, which says nothing of what is there; what Arrow cannot read has no number."""
+    """Whether the system could not read, which says nothing about the content; Arrow's own errors have no `errno`."""
     return isinstance(error, OSError) and error.errno is not None
 
 
 @contextmanager
 def reading(version: Path, place: str = "") -> Iterator[None]:
-    """Raise `VersionError` for what cannot be read in a version's folder, or is not what a version holds."""
+    """Turn errors of reading a version's files, or of wrong content in them, into `VersionError`."""
     try:
         yield
     except UNREADABLE as error:
@@ -86,7 +86,7 @@ def question_rows(version: "DatasetVersion") -> Iterator[QuestionRow]:
 
 
 def screen_again(version: "DatasetVersion") -> tuple[list[Question], Screening]:
-    """Read the questions and screen them. Overlaps with test sets are taken as recorded: those lie elsewhere."""
+    """Read the questions and screen them. Overlaps with test sets are taken as recorded: a version lacks the sets."""
     questions = [_restore_question(row) for row in question_rows(version)]
     excluded = ((row["question_id"], exclusion_of(row)) for row in question_rows(version))
     contaminated = {question_id: each for question_id, each in excluded if each and each.reason == CONTAMINATED}
@@ -94,7 +94,7 @@ def screen_again(version: "DatasetVersion") -> tuple[list[Question], Screening]:
 
 
 def stored_tree(version: "DatasetVersion", question: QuestionRow) -> ValuedTree:
-    """Rebuild one question's tree. Raises `VersionError` where it has none, with the reasons."""
+    """Rebuild one question's tree. Raises `VersionError`, with the reasons, where there is none."""
     question_id = question["question_id"]
     if not question["complete"]:
         failed = [branch for branch in version.manifest.failures if branch.question_id == question_id]
@@ -114,7 +114,7 @@ def read_question_row(version: "DatasetVersion", question_id: str) -> QuestionRo
 def read_file(
     version: "DatasetVersion", file: str, question_id: str | None = None, columns: list[str] | None = None
 ) -> list[Row]:
-    """Read rows of a file. Raises `VersionError` where that cannot be done."""
+    """Read rows of a file. Raises `VersionError` where it cannot be read."""
     with reading(version.path, str(version.path / file)):
         rows: list[Row] = read_table(version, file, question_id, columns).to_pylist()
     return rows
@@ -129,16 +129,16 @@ def read_table(
 
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Read a parquet file row by row; of each row all columns, or some."""
+    """Yield the rows of a Parquet file, with all columns or some."""
     with open_parquet(path) as parquet:
         for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=columns and list(columns)):
             yield from batch.to_pylist()
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a version's file of rows. Raises `ValueError` where a column is of another type than is published.
+    """Open a version's file of rows. Raises `ValueError` for an unknown file or a column of another type.
 
-    Other releases may have other columns.
+    Columns may be missing or additional, as in versions of other releases.
     """
     parquet = pq.ParquetFile(path)
     known = SCHEMAS.get("/".join(path.parts[-2:])) or SCHEMAS.get(path.name)
@@ -150,14 +150,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 class Cursor:
-    """Walks through rows that lie in the order of their questions."""
+    """Reader of rows sorted by question, one question after another."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self._groups = itertools.groupby(rows, key=lambda row: row["question_id"])
         self._next = next(self._groups, None)
 
     def take(self, question_id: str) -> list[Row]:
-        """Return one question's rows, if they come next."""
+        """Return one question's rows if they come next, else none."""
         if self._next is None or self._next[0] != question_id:
             return []
         rows = list(self._next[1])
@@ -166,21 +166,21 @@ class Cursor:
 
     @property
     def left(self) -> Iterator[object]:
-        """The questions of all rows that nobody took."""
+        """Question ids of the rows that were not taken."""
         while self._next is not None:
             yield self._next[0]
             self._next = next(self._groups, None)
 
 
 _Prompts = Mapping[str, list[MessageRow]]
-"""What siblings saw, by the id of their parent."""
+"""Prompts of siblings, by the node id of their parent."""
 
-_OF_COMPLETION = ("text", "model", "finish_reason", "latency_s", "run")
-_PERHAPS_OF_COMPLETION = ("reasoning", "prompt_tokens", "completion_tokens", "cost_usd")
+_REQUIRED_COLUMNS = ("text", "model", "finish_reason", "latency_s", "run")
+_OPTIONAL_COLUMNS = ("reasoning", "prompt_tokens", "completion_tokens", "cost_usd")
 
 
 def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: _Prompts, spec: RunSpec) -> ValuedTree:
-    """Rebuild one complete tree; values and labels are worked out again from the leaves' rewards, not read."""
+    """Rebuild one complete tree; values and labels are computed from the leaves' rewards, not read."""
     nodes, grades, diagnosis, lengths = {}, {}, {}, {}
     for row in rows:
         address = _parse_node_id(row["node_id"])
@@ -195,22 +195,22 @@ def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: 
 
 
 def _restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:
-    """Rebuild one node; raises `ValueError` where something is empty that every node has."""
+    """Rebuild one node. Raises `ValueError` where a required column is empty."""
     stored: dict[str, Any] = dict(row)
-    if empty := [name for name in (*_OF_COMPLETION, "request_key") if stored[name] is None]:
+    if empty := [name for name in (*_REQUIRED_COLUMNS, "request_key") if stored[name] is None]:
         raise ValueError(f"node {address} has no {', '.join(empty)}")
-    known = {name: stored[name] for name in (*_OF_COMPLETION, *_PERHAPS_OF_COMPLETION)}
+    known = {name: stored[name] for name in (*_REQUIRED_COLUMNS, *_OPTIONAL_COLUMNS)}
     completion = Completion(key=row["request_key"], **known)
     return Node(address, tuple(Message(turn["role"], turn["content"]) for turn in prompt), completion)
 
 
 def _restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
-    """Rebuild a judged node's grade; its score is the reward, or without one the weighted mean of the two scores."""
+    """Rebuild a graded node's grade; its score is the reward, or without one the weighted mean of the two scores."""
     correctness, reasoning = row["correctness_score"], row["reasoning_score"]
     evaluation = None
     explanation, key_matches = tuple(row["explanation"] or ()), tuple(row["key_matches"] or ())
     if None in (*explanation, *key_matches):
-        raise ValueError(f"node {row['node_id']} has an empty line in what its judge said")
+        raise ValueError(f"node {row['node_id']} has an empty line in its explanation or key_matches")
     if correctness is not None and reasoning is not None:
         weights = evaluator.correctness_weight, evaluator.reasoning_weight
         weighted = (correctness * weights[0] + reasoning * weights[1]) / sum(weights)
@@ -226,7 +226,7 @@ def _restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
 
 
 def _restore_question(row: QuestionRow) -> Question:
-    """Rebuild a question; raises `ValueError` where something is empty that every question has."""
+    """Rebuild a question. Raises `ValueError` where a required column is empty."""
     choices, metadata = tuple(row["choices"]), json.loads(row["metadata"])
     texts: dict[str, Any] = {name: dict(row)[name] for name in ("question_id", "question", "ground_truth", "reference")}
     if None in (*texts.values(), *choices) or not isinstance(metadata, dict):
@@ -235,7 +235,7 @@ def _restore_question(row: QuestionRow) -> Question:
 
 
 def exclusion_of(row: QuestionRow) -> Exclusion | None:
-    """Read why a question gives no rows."""
+    """Return why a question gives no rows; None where nothing excludes it."""
     return None if row["excluded"] is None else Exclusion(row["excluded"], row["excluded_by"] or "")
 
 

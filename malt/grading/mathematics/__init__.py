@@ -1,1 +1,1 @@
-"""Mathematics: its tokens, what they are read as, and whether two readings are the same."""
+"""Reading mathematics from text, and comparing two readings."""

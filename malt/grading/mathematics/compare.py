@@ -1,4 +1,4 @@
-"""Comparing two readings: the same mathematics, exactly. Order, kind and unit count as the reference has them."""
+"""Exact comparison of two readings as mathematics, with regard to order, kind and unit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -27,14 +27,14 @@ from malt.grading.mathematics.tokens import Unread
 from malt.grading.numbers import decimal_places
 
 _LEAST_FIGURES = 6
-"""Figures from which on a decimal number stands for the exact one that it is the rounding of."""
+"""Least number of figures of a decimal number that counts as equal to the exact number that it rounds."""
 _PRECISION = 40
 _MOST_MEMBERS = 200
 _Item = TypeVar("_Item")
 
 
 def same(reference: Reading, answer: Reading) -> bool:
-    """Whether an answer is the same as the reference. Raises `Unread` where that cannot be said."""
+    """Whether an answer is the same as the reference. Raises `Unread` if that cannot be decided."""
     reference, answer = _unwrapped(reference), _unwrapped(answer)
     match reference, answer:
         case (Chain(), _) | (_, Chain()):
@@ -66,7 +66,7 @@ def _unwrapped(reading: Reading) -> Reading:
 
 
 def _readings(reference: MathValue, answer: MathValue) -> Iterator[tuple[Expr, Expr]]:
-    """Yield the pairs to compare: a percentage on one side alone may have been left out, or carried out."""
+    """Yield the pairs to compare: a percent sign may be left out on one side, or its division by 100 carried out."""
     yield reference.expr, answer.expr
     parts = [100 if side.unit == PERCENT else 1 for side in (reference, answer)]
     if parts[0] != parts[1]:
@@ -134,7 +134,7 @@ def _values(left: Expr, right: Expr, symbols: Sequence[Symbol]) -> Iterator[tupl
 
 
 def _points(symbols: Sequence[Symbol]) -> list[dict[Symbol, Rational]]:
-    """Return points at which to try: all positive, then one symbol after the other negative."""
+    """Return test points: all coordinates positive, then one symbol after the other negative."""
     period = len(_COORDINATES)
     values = {symbol: _COORDINATES[index % period] + index // period for index, symbol in enumerate(symbols)}
     larger = {symbol: value * 3 + 1 for symbol, value in values.items()}
@@ -146,7 +146,7 @@ def _has_value(expr: Expr) -> bool:
 
 
 def _same_number(left: Expr, right: Expr) -> bool:
-    """Whether two numbers agree in all of 30 figures, and then in all of 290; rational ones exactly."""
+    """Whether two numbers agree in 30 figures, then in 290; rational numbers must be equal."""
     if left == right:
         return True
     if left.is_Rational and right.is_Rational:
@@ -165,7 +165,7 @@ def _agree(left: Expr, right: Expr, figures: int) -> bool:
     return bool(abs(first - second) <= Rational(1, 10**figures) * max(abs(first), abs(second)))
 
 
-# Several.
+# Lists, sets and regions.
 
 
 def _same_items(reference: Items, answer: Items) -> bool:
@@ -180,7 +180,7 @@ def _same_items(reference: Items, answer: Items) -> bool:
 
 
 def _without_name(items: Items) -> tuple[Reading | None, Items]:
-    """Take the name off a list of values: the `n` of `n = 2, 3, 4`, or of `n = 2, n = 3`."""
+    """Separate the name from a list of values: the `n` of `n = 2, 3, 4`, or of `n = 2, n = 3`."""
     named = [_split_name(item) if isinstance(item, Chain) else None for item in items.items]
     names = {pair[0] for pair in named if pair is not None}
     if items.kind not in ("list", "either") or not named or named[0] is None or len(names) > 1:
@@ -190,7 +190,7 @@ def _without_name(items: Items) -> tuple[Reading | None, Items]:
 
 
 def _same_members(left: Sequence[_Item], right: Sequence[_Item], are_same: Callable[[_Item, _Item], bool]) -> bool:
-    """Whether each of the items has its like among the others, in whatever order."""
+    """Whether two sequences have the same items, in any order."""
     others = list(right)
     if len(left) != len(others):
         return False
@@ -218,7 +218,7 @@ _Piece = tuple[Expr, Expr, bool, bool]
 
 
 def _pieces(region: sympy.Set) -> list[_Piece] | None:
-    """Return the intervals and points of a set in order, or None where it is made of others."""
+    """Return the intervals and points of a set in order, or None if it has other parts."""
     found: list[_Piece] = []
     for part in region.args if isinstance(region, sympy.Union) else (region,):
         if isinstance(part, sympy.Interval):
@@ -260,9 +260,9 @@ def _same_two_chains(reference: Chain, answer: Chain) -> bool:
 
 
 def _split_name(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | None:
-    r"""Return the name and the value of `x = 5`, `x \in [1, 2]` or sides that are all the same; None of an equation.
+    r"""Return the name and the value of `x = 5`, `x \in [1, 2]` or sides that are all the same; None for an equation.
 
-    `proven`: equal expressions may have a number as their value, `a + z = z + a = 101`.
+    `proven`: accept equal expressions followed by their value, as in `a + z = z + a = 101`.
     """
     if chain.relations in (("in",), ("equiv",)):
         return (chain.sides[0], chain.sides[1]) if _is_name(chain.sides[0]) else None
@@ -313,7 +313,7 @@ def _relations(chain: Chain) -> Iterator[tuple[str, Expr]]:
 
 
 def _same_relation(left: tuple[str, Expr], right: tuple[str, Expr]) -> bool:
-    """Whether two relations are the same, one a multiple of the other by a constant."""
+    """Whether two relations are the same up to a constant factor."""
     (relation, first), (other, second) = left, right
     if relation != other or first.free_symbols != second.free_symbols or not first.free_symbols:
         return False
@@ -328,7 +328,7 @@ def _same_relation(left: tuple[str, Expr], right: tuple[str, Expr]) -> bool:
 
 
 def _region_of(chain: Chain) -> sympy.Set | None:
-    """Return the interval that a relation of one symbol to numbers leaves."""
+    """Return the interval given by inequalities between one symbol and numbers, or None for other relations."""
     region: sympy.Set = sympy.S.Reals
     for (left, right), relation in zip(pairwise(chain.sides), chain.relations, strict=True):
         if not isinstance(left, MathValue) or not isinstance(right, MathValue):
@@ -348,7 +348,7 @@ def _half_line(relation: str, number: Expr, *, turned: bool) -> sympy.Set:
 
 
 def _union_of(items: Items) -> sympy.Set | None:
-    """Return the numbers that fulfil at least one of several relations, all of the same symbol."""
+    """Return the numbers that fulfil one of several relations of the same symbol; None for other items."""
     regions = [_region_of(item) if isinstance(item, Chain) else None for item in items.items]
     symbols = {side for item in items.items if isinstance(item, Chain) for side in item.sides if is_symbol(side)}
     return None if None in regions or len(symbols) != 1 else sympy.Union(*regions)

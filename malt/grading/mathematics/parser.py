@@ -1,6 +1,6 @@
-r"""Recursive descent over the tokens of mathematics: lists, relations, sums, products, powers, atoms.
+r"""Recursive-descent parser for tokens of mathematics: lists, relations, sums, products, powers, atoms.
 
-What a `\command` or a bracket reads is in reader.py, which hands it over.
+reader.py passes in the functions that read on after a `\command` or a bracket.
 """
 
 import re
@@ -21,18 +21,18 @@ from malt.grading.mathematics.readings import (
     Reading,
     Region,
     Words,
-    bounded,
-    finite,
+    apply_sign,
+    check_finite,
+    check_size,
+    expr_of,
     has_unit,
     is_symbol,
     is_unit,
     join_sets,
-    measured,
     raise_to,
-    signed,
+    split_unit,
     symbols_in,
     unit,
-    whole,
 )
 from malt.grading.mathematics.tokens import FUNCTIONS, Token, TokenCursor, Unread
 from malt.grading.words import COUNTED, FILLERS, TURNING, UNITS, number_in_words
@@ -42,7 +42,7 @@ _DOTS = Words("…")
 _SIGNS = ("+", "-", "pm", "mp")
 _RELATIONS = ("=", "<", ">", "leq", "geq", "neq", "approx", ":", "in", "equiv")
 _ALONE = frozenset({":", "in", "approx", "equiv"})
-"""Relations that stand in a chain with no other."""
+"""Relations that cannot share a chain with another one."""
 _FUNCTION_LETTERS = "fghFGP"
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3}
 _LEADING = ("all", "total", "minimum", "maximum", "positive")
@@ -59,27 +59,27 @@ _MIXED = re.compile(
 
 @dataclass(kw_only=True)
 class Parser(TokenCursor):
-    """One method for each rule of the grammar."""
+    """A parser with one method for each rule of the grammar."""
 
     nouns: frozenset[str]
     openings: "Mapping[str, Callable[[Parser, str], Reading]]"
-    """What is read after a command, or a bracket."""
+    """Functions that read on after a command or an opening bracket."""
     symbols: set[str] = field(default_factory=set)
-    """Names of the symbols that were read."""
+    """Names of the symbols read so far."""
     _depth: int = 0
     bars: int = 0
-    """Bars that are open, so that the next one closes."""
+    """Number of open bars: if there is one, the next bar closes it."""
 
     # Statements.
 
     def statement(self) -> Reading:
-        """Read the whole: words that lead in, then a list."""
+        """Read the whole text: words that lead in, then a list."""
         self._skip_lead_in()
         self.take("approx")
         return self.listed()
 
     def _skip_lead_in(self) -> None:
-        """Step over words before the first value, such as `The total is`; one that turns the meaning is not read."""
+        """Step over words before the first value, such as `The total is`; raise `Unread` if one changes the meaning."""
         start = self.position
         while (word := self.word()) and not number_in_words(word):
             if word in TURNING and word not in _LEADING:
@@ -93,29 +93,29 @@ class Parser(TokenCursor):
             raise Unread("words before an operator")
 
     def listed(self) -> Reading:
-        """Read items apart by commas, `and` or `or`."""
+        """Read items separated by commas, `and` or `or`."""
         items, joined = [self.related()], set[str]()
         while self.take(",", ";") or self.word() in ("and", "or"):
             joined.add(self.word())
             while self.take_word("and", "or"):
                 pass
             items.append(self.item())
-        return items[0] if len(items) == 1 else several("either" if joined == {"or"} else "list", items)
+        return items[0] if len(items) == 1 else join_items("either" if joined == {"or"} else "list", items)
 
     def inside(self) -> list[Reading]:
-        """Read what stands apart by commas within brackets, where no bar is open."""
+        """Read the items within brackets, separated by commas; bars opened outside do not count."""
         bars, self.bars = self.bars, 0
-        found = [self.related()]
+        items = [self.related()]
         while self.take(",", ";"):
-            found.append(self.item())
+            items.append(self.item())
         self.bars = bars
-        return found
+        return items
 
     def inside_up_to(self, *closings: str) -> list[Reading]:
-        found = self.inside()
+        items = self.inside()
         if self.take(*closings) is None:
             self.expect(closings[0])
-        return found
+        return items
 
     def item(self) -> Reading:
         """Read one item of several, which may be dots."""
@@ -129,15 +129,15 @@ class Parser(TokenCursor):
             relations.append(relation)
         if not relations:
             return sides[0]
-        sorts = set(relations)
-        if sorts == {":"}:
+        kinds = set(relations)
+        if kinds == {":"}:
             return Items("ratio", tuple(sides))
         if relations == ["in"] and isinstance(sides[1], Region | Items) and is_symbol(sides[0]):
             return Chain(tuple(sides), ("in",))
-        if sorts == {"approx"}:
+        if kinds == {"approx"}:
             self.symbols -= set().union(*map(symbols_in, sides[1:])) - symbols_in(sides[0])
             return sides[0]
-        if _ALONE & sorts and len(relations) > 1:
+        if _ALONE & kinds and len(relations) > 1:
             raise Unread("relations of several sorts")
         return Chain(tuple(sides), tuple(relations))
 
@@ -156,40 +156,40 @@ class Parser(TokenCursor):
         if sign is None and self.text() not in _SIGNS:
             return first
         decimal = first.decimal if isinstance(first, MathValue) else None
-        total = signed(sign or "+", whole(first))
+        total = apply_sign(sign or "+", expr_of(first))
         while sign := self.take(*_SIGNS):
-            total, decimal = finite(total) + signed(sign, finite(whole(self._product()))), None
+            total, decimal = check_finite(total) + apply_sign(sign, check_finite(expr_of(self._product()))), None
         written = None if total.has(EITHER_SIGN) else decimal
-        return measured(total, written and ("-" + written if total.is_negative else written))
+        return split_unit(total, written and ("-" + written if total.is_negative else written))
 
     def _product(self) -> Reading:
         """Read factors side by side or with signs between them, and the unit after them."""
         first = self._power(mixed=True)
         decimal = first.decimal if isinstance(first, MathValue) else None
-        if not self._goes_on():
-            return measured(first.expr, decimal) if isinstance(first, MathValue) else first
-        result = whole(first)
-        while self._goes_on():
+        if not self._has_next_factor():
+            return split_unit(first.expr, decimal) if isinstance(first, MathValue) else first
+        result = expr_of(first)
+        while self._has_next_factor():
             if self._skip_fillers():
                 continue
             operation = "/" if self.take_word("per") else self.take("*", "/")
             factor = self._factor(signed=operation is not None)
             if operation is None and has_unit(result) and not has_unit(factor):
                 raise Unread("a value after a unit")
-            result = finite(result) / factor if operation == "/" else finite(result) * finite(factor)
+            result = check_finite(result) / factor if operation == "/" else check_finite(result) * check_finite(factor)
             decimal = decimal if is_unit(factor) else None
-        return measured(result, decimal)
+        return split_unit(result, decimal)
 
     def _factor(self, *, signed: bool) -> Expr:
-        """Read one factor as an expression, after a sign of multiplication with a sign of its own."""
+        """Read one factor as an expression; `signed`: with a sign of its own, as after a multiplication sign."""
         negative = signed and self.take("-") is not None
-        value = whole(self._power(mixed=signed))
+        value = expr_of(self._power(mixed=signed))
         return -value if negative else value
 
     def bare_argument(self) -> Expr:
         r"""Read a function's argument without brackets, `\sin 2x`: it ends before a sign or another function."""
         result = self._factor(signed=True)
-        while self._goes_on() and self.text() and self.text() not in _ARGUMENT_ENDS:
+        while self._has_next_factor() and self.text() and self.text() not in _ARGUMENT_ENDS:
             result = result * self._factor(signed=False)
         return result
 
@@ -209,7 +209,7 @@ class Parser(TokenCursor):
         return MathValue(Integer(int(match["whole"])) + Rational(numerator, denominator))
 
     def _skip_fillers(self) -> bool:
-        """Step over small words, if a unit or nothing follows them."""
+        """Step over small words; raise `Unread` unless a word or nothing follows them."""
         start = self.position
         while self.word() in FILLERS:
             self.position += 1
@@ -217,15 +217,15 @@ class Parser(TokenCursor):
             raise Unread("a value after words")
         return self.position > start
 
-    def _goes_on(self) -> bool:
-        """Whether another factor follows; a number does not without a sign before it."""
+    def _has_next_factor(self) -> bool:
+        """Whether another factor follows; a number directly after a factor is none."""
         token = self.peek()
         match token.kind:
             case "end" | "number":
                 return False
             case "word":
-                low = token.text.lower()
-                return low == "per" or low in FILLERS or self._is_unit_word(token)
+                lower = token.text.lower()
+                return lower == "per" or lower in FILLERS or self._is_unit_word(token)
             case "mark":
                 return token.text in _MARKS_AFTER or (token.text == "|" and self.bars == 0)
             case "command":
@@ -233,53 +233,53 @@ class Parser(TokenCursor):
         return True
 
     def _is_unit_word(self, token: Token) -> bool:
-        low = token.text.lower()
-        return token.text in UNITS or low in UNITS or low in self.nouns or low in COUNTED or low in _POWER_WORDS
+        text, lower = token.text, token.text.lower()
+        return text in UNITS or lower in UNITS or lower in self.nouns or lower in COUNTED or lower in _POWER_WORDS
 
-    # Powers, and what else stands after an atom.
+    # Powers and other suffixes of an atom.
 
     def _power(self, *, mixed: bool = False) -> Reading:
-        """Read an atom with what is raised, lowered or set after it; `mixed`: or a mixed number."""
+        """Read an atom with its powers and suffixes; `mixed`: or a mixed number."""
         if mixed and (number := self._mixed_number()):
             return number
         base = self.atom()
-        while (found := self._read_after(base)) is not None:
-            base = found
+        while (extended := self._read_suffix(base)) is not None:
+            base = extended
         return base
 
-    def _read_after(self, base: Reading) -> Reading | None:
+    def _read_suffix(self, base: Reading) -> Reading | None:
         if self.take("^"):
-            return self._raised(base)
+            return self._read_exponent(base)
         if self.text() == "!" and self.text(1) != "=":
             self.position += 1
-            return MathValue(sympy.factorial(bounded(whole(base), 5000)))
+            return MathValue(sympy.factorial(check_size(expr_of(base), 5000)))
         if self.take("%"):
-            return MathValue(whole(base) * PERCENT)
+            return MathValue(expr_of(base) * PERCENT)
         if self.take("deg"):
-            return self._degrees(base)
+            return self._in_degrees(base)
         if self.text() in _CURRENCIES and self.text(1) == "":
-            return MathValue(whole(base) * unit(_CURRENCIES[self.take_any()]))
+            return MathValue(expr_of(base) * unit(_CURRENCIES[self.take_any()]))
         return None
 
-    def _raised(self, base: Reading) -> Reading:
+    def _read_exponent(self, base: Reading) -> Reading:
         """Read an exponent, or the sign of a degree."""
         if [self.text(ahead) for ahead in range(3)] == ["{", "deg", "}"]:
             self.position += 3
-            return self._degrees(base)
+            return self._in_degrees(base)
         if self.take("deg"):
-            return self._degrees(base)
+            return self._in_degrees(base)
         exponent = self.exponent()
-        return MathValue(raise_to(whole(base), exponent))
+        return MathValue(raise_to(expr_of(base), exponent))
 
-    def _degrees(self, base: Reading) -> Reading:
-        """Return a value in degrees, of an angle or of heat."""
+    def _in_degrees(self, base: Reading) -> Reading:
+        """Return a value in degrees, of an angle or a temperature."""
         self.take("C", "F")
-        return MathValue(whole(base) * DEGREE)
+        return MathValue(expr_of(base) * DEGREE)
 
     def exponent(self) -> Expr:
         """Read what stands after `^`: a group, or one signed number, symbol or bracket."""
         negative = self.take("-") is not None
-        value = whole(self.atom())
+        value = expr_of(self.atom())
         if self.take("^"):
             value = raise_to(value, self.exponent())
         return -value if negative else value
@@ -295,9 +295,9 @@ class Parser(TokenCursor):
         if self._depth > _MOST_NESTING:
             raise Unread("too deeply nested")
         self.position += 1
-        found = self._read_atom(token)
+        reading = self._read_atom(token)
         self._depth -= 1
-        return found
+        return reading
 
     def _read_atom(self, token: Token) -> Reading:
         match token.kind:
@@ -310,13 +310,13 @@ class Parser(TokenCursor):
         if token.text in self.openings:
             return self.openings[token.text](self, token.text)
         if token.text in _CURRENCIES:
-            return MathValue(whole(self._power(mixed=True)) * unit(_CURRENCIES[token.text]))
+            return MathValue(expr_of(self._power(mixed=True)) * unit(_CURRENCIES[token.text]))
         raise Unread(f"the command \\{token.text}" if token.kind == "command" else f"the sign {token.text!r}")
 
     def _number(self, digits: str) -> Reading:
-        """Read a number: with a base, with a bar over what repeats, or as it stands."""
+        """Read a number: with a base, with a bar over repeating digits, or as it stands."""
         if self.take("_"):
-            base = whole(self.atom())
+            base = expr_of(self.atom())
             if not (base.is_Integer and 2 <= base <= 36 and digits.isdigit()):
                 raise Unread("a number with an index")
             return Based(digits, int(base))
@@ -325,7 +325,7 @@ class Parser(TokenCursor):
         return MathValue(Rational(digits), Integer(1), digits)
 
     def _repeating(self, start: str) -> Reading:
-        r"""Read what follows `0.1\overline`: `{6}`."""
+        r"""Read the repeating digits after `0.1\overline`, such as `{6}`."""
         self.expect("{")
         repeated = self.peek().text
         self.position += 1
@@ -342,11 +342,11 @@ class Parser(TokenCursor):
             self.position += 5
             name += "^-1"
         if name[0] in _FUNCTION_LETTERS and self.take("("):
-            return MathValue(sympy.Function(name)(*map(whole, self.inside_up_to(")"))))
+            return MathValue(sympy.Function(name)(*map(expr_of, self.inside_up_to(")"))))
         return MathValue({"e": sympy.E, "i": sympy.I}[name]) if name in ("e", "i") else self.named(name)
 
     def named(self, name: str) -> MathValue:
-        """Return a symbol of this name, and note that it was read."""
+        """Return a symbol of this name, and record its name in `symbols`."""
         self.symbols.add(name)
         return MathValue(Symbol(name))
 
@@ -363,15 +363,15 @@ class Parser(TokenCursor):
 
     def _unit(self, token: Token) -> Reading:
         """Read a unit, with `square` or `cubic` before it."""
-        low = token.text.lower()
-        is_power = low in _POWER_WORDS
+        lower = token.text.lower()
+        is_power = lower in _POWER_WORDS
         if (is_power and self.peek().kind != "word") or not self._is_unit_word(token):
             raise Unread(f"the word {token.text!r}")
         if is_power:
-            return MathValue(whole(self.atom()) ** _POWER_WORDS[low])
-        return MathValue(unit(UNITS.get(token.text) or UNITS.get(low) or low))
+            return MathValue(expr_of(self.atom()) ** _POWER_WORDS[lower])
+        return MathValue(unit(UNITS.get(token.text) or UNITS.get(lower) or lower))
 
 
-def several(kind: str, items: list[Reading]) -> Items:
-    """Return items, of another kind where dots stand among them."""
+def join_items(kind: str, items: list[Reading]) -> Items:
+    """Return the items as one reading, of the kind `dots` if dots are among them."""
     return Items("dots" if _DOTS in items else kind, tuple(items))

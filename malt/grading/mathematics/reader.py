@@ -1,7 +1,7 @@
 r"""Reading mathematics whole: a text becomes a `Reading` of all of its tokens, or `Unread` is raised.
 
-What each `\command` and each opening bracket reads is a table, `_OPENINGS`. Runs in the grader processes alone: SymPy
-takes its time, and a hostile expression all of it.
+The table `_OPENINGS` has the function that reads on after each `\command` and opening bracket. This runs only in grader
+processes: SymPy is slow, and on a hostile expression it may never end.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
 
-from malt.grading.mathematics.parser import Parser, several
+from malt.grading.mathematics.parser import Parser, join_items
 from malt.grading.mathematics.readings import (
     DEGREE,
     Chain,
@@ -21,13 +21,13 @@ from malt.grading.mathematics.readings import (
     Region,
     Words,
     apply,
-    bounded,
-    finite,
-    pair,
+    check_finite,
+    check_size,
+    expr_of,
+    make_pair,
     raise_to,
     split_signs,
     symbols_in,
-    whole,
 )
 from malt.grading.mathematics.tokens import FUNCTIONS, GREEK, Token, Unread, tokenize
 from malt.grading.words import COUNTED, FILLERS, UNITS, number_in_words
@@ -78,7 +78,7 @@ _NEGATED = re.compile(r"\b(?:not|no|never|nor|neither|wrong|incorrect|false|cann
 
 
 def _leave_subject_out(text: str) -> str:
-    """Leave out a sentence's subject and verb, `The area is`; one that denies is kept, and is not read."""
+    """Remove a sentence's subject and verb, `The area is`; a negated one stays, which makes the text unread."""
     text = _OR_SO.sub("", _REASON.split(text, maxsplit=1)[0])
     subject = _SUBJECT.match(text)
     return text if subject is None or _NEGATED.search(subject[0]) else text[subject.end() :]
@@ -99,7 +99,7 @@ def _are_units(words: list[str], nouns: frozenset[str]) -> bool:
     return all(known) and "percent" not in words
 
 
-# What is read after a command or a bracket that opens.
+# Functions that read on after a command or an opening bracket.
 
 _NUMBER_SETS = {
     "R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals, "C": sympy.S.Complexes,
@@ -116,11 +116,11 @@ def _argument(parser: Parser) -> Expr:
     if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
         parser.tokens[parser.position] = token._replace(text=token.text[1:])
         return Integer(int(token.text[0]))
-    return whole(parser.atom())
+    return expr_of(parser.atom())
 
 
 def _fraction(parser: Parser, _name: str) -> Reading:
-    """Read a fraction; a derivative is a name."""
+    """Read a fraction; a derivative becomes a symbol."""
     start = parser.position
     if _DERIVATIVE.match(" ".join(token.text for token in parser.tokens[start : start + 12])):
         for _ in range(2):
@@ -135,16 +135,16 @@ def _fraction(parser: Parser, _name: str) -> Reading:
 
 
 def _root(parser: Parser, name: str) -> Reading:
-    """Read a root, of the degree that stands in brackets."""
+    """Read a root, with its degree in brackets if there is one."""
     degree = Integer(3 if name == "cbrt" else 2)
     if parser.take("["):
-        degree = whole(parser.sum())
+        degree = expr_of(parser.sum())
         parser.expect("]")
-    return MathValue(sympy.root(finite(whole(parser.atom())), degree))
+    return MathValue(sympy.root(check_finite(expr_of(parser.atom())), degree))
 
 
 def _rounded(parser: Parser, name: str) -> Reading:
-    inner = whole(parser.sum())
+    inner = expr_of(parser.sum())
     parser.expect("r" + name[1:])
     return MathValue(sympy.floor(inner) if name == "lfloor" else sympy.ceiling(inner))
 
@@ -154,7 +154,7 @@ def _function(parser: Parser, name: str) -> Reading:
     base, power = None, None
     while mark := parser.take("_", "^"):
         if mark == "_":
-            base = whole(parser.atom())
+            base = expr_of(parser.atom())
         else:
             power = parser.exponent()
     arguments = _arguments(parser)
@@ -167,7 +167,7 @@ def _function(parser: Parser, name: str) -> Reading:
 
 def _arguments(parser: Parser) -> list[Expr]:
     if opening := parser.take("(", "{"):
-        return list(map(whole, parser.inside_up_to(")" if opening == "(" else "}")))
+        return list(map(expr_of, parser.inside_up_to(")" if opening == "(" else "}")))
     return [parser.bare_argument()]
 
 
@@ -192,14 +192,14 @@ def _matrix(parser: Parser, _name: str) -> Reading:
     name = _name_text(parser)
     if name not in _MATRICES:
         raise Unread(f"the environment {name}")
-    rows = [[whole(parser.sum())]]
+    rows = [[expr_of(parser.sum())]]
     while not parser.take("end"):
         if parser.take("&"):
-            rows[-1].append(whole(parser.sum()))
+            rows[-1].append(expr_of(parser.sum()))
         elif not parser.take("\\\\"):
             raise Unread("a matrix")
         elif parser.text() != "end":
-            rows.append([whole(parser.sum())])
+            rows.append([expr_of(parser.sum())])
     if _name_text(parser) != name:
         raise Unread("an environment's end")
     if len(set(map(len, rows))) != 1:
@@ -209,22 +209,22 @@ def _matrix(parser: Parser, _name: str) -> Reading:
 
 def _absolute(parser: Parser, _mark: str) -> Reading:
     parser.bars += 1
-    inner = whole(parser.sum())
+    inner = expr_of(parser.sum())
     parser.expect("|")
     parser.bars -= 1
-    return MathValue(sympy.Abs(finite(inner)))
+    return MathValue(sympy.Abs(check_finite(inner)))
 
 
 def _group(parser: Parser, _mark: str) -> Reading:
-    """Read a group; several items in one are a set."""
+    """Read a group in braces; several items in it are a set."""
     if parser.take("}"):
         raise Unread("an empty group")
     found = parser.inside_up_to("}", "choose")
     if parser.text(-1) == "choose":
-        chosen = whole(parser.related())
+        chosen = expr_of(parser.related())
         parser.expect("}")
-        return MathValue(sympy.binomial(bounded(whole(found[0]), 10**4), bounded(chosen, 10**4)))
-    return found[0] if len(found) == 1 else several("set", found)
+        return MathValue(sympy.binomial(check_size(expr_of(found[0]), 10**4), check_size(chosen, 10**4)))
+    return found[0] if len(found) == 1 else join_items("set", found)
 
 
 def _set(parser: Parser, _mark: str) -> Reading:
@@ -242,7 +242,7 @@ def _set(parser: Parser, _mark: str) -> Reading:
     parser.expect("\\}")
     if condition and not isinstance(found[0], Chain):
         raise Unread("a set's condition")
-    return several("set", found)
+    return join_items("set", found)
 
 
 def _bracketed(parser: Parser, opening: str) -> Reading:
@@ -252,10 +252,10 @@ def _bracketed(parser: Parser, opening: str) -> Reading:
     if closing is None:
         raise Unread("an open bracket")
     if len(found) == 2 and all(isinstance(each, MathValue) for each in found):
-        return pair(opening, closing, *found)
+        return make_pair(opening, closing, *found)
     if opening + closing not in ("()", "[]"):
         raise Unread("brackets that do not match")
-    return found[0] if len(found) == 1 else several("round" if opening == "(" else "square", found)
+    return found[0] if len(found) == 1 else join_items("round" if opening == "(" else "square", found)
 
 
 _OPENINGS: Mapping[str, Callable[[Parser, str], Reading]] = {
@@ -270,7 +270,7 @@ _OPENINGS: Mapping[str, Callable[[Parser, str], Reading]] = {
     **dict.fromkeys(("sqrt", "cbrt"), _root),
     **dict.fromkeys(("lfloor", "lceil"), _rounded),
     "frac": _fraction,
-    "binom": lambda parser, _name: MathValue(sympy.binomial(*(bounded(_argument(parser), 10**6) for _ in range(2)))),
+    "binom": lambda parser, _name: MathValue(sympy.binomial(*(check_size(_argument(parser), 10**6) for _ in range(2)))),
     "langle": lambda parser, _name: Items("round", tuple(parser.inside_up_to("rangle"))),
     "mathbb": _number_set,
     "begin": _matrix,

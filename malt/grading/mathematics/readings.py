@@ -1,4 +1,4 @@
-"""What a text of mathematics is read as, and arithmetic on it; where there is no result, `Unread` is raised."""
+"""Readings of mathematical texts, and arithmetic on them, which raises `Unread` if there is no result."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,9 +9,9 @@ from sympy import Expr, Integer, Symbol
 from malt.grading.mathematics.tokens import Unread
 
 _LARGEST_POWER = 100_000
-"""Bits of a whole number past which a power is not carried out."""
+"""Most bits of a power that is computed."""
 EITHER_SIGN = Symbol("±")
-"""Stands in an expression for either sign, until the reading is split in two."""
+"""Placeholder for either sign in an expression, until the reading is split in two."""
 
 
 def unit(name: str) -> Symbol:
@@ -22,7 +22,7 @@ DEGREE, PERCENT = unit("degree"), unit("percent")
 
 
 class MathValue(NamedTuple):
-    """An expression and its unit; `decimal` is how it was written if it is one decimal number."""
+    """An expression and its unit; `decimal` is its spelling if it is one decimal number."""
 
     expr: Expr
     unit: Expr = Integer(1)
@@ -37,7 +37,7 @@ class Items(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A set of numbers: intervals and what is made of them."""
+    """A set of numbers: an interval, or a set made of intervals and points."""
 
     points: sympy.Set
 
@@ -57,13 +57,13 @@ class Based(NamedTuple):
 
 
 class Words(NamedTuple):
-    """An answer that is words, in lower case."""
+    """An answer in words, in lower case."""
 
     text: str
 
 
 class Grid(NamedTuple):
-    """A matrix or column."""
+    """A matrix or a column vector."""
 
     cells: sympy.ImmutableDenseMatrix
 
@@ -85,7 +85,7 @@ def is_symbol(reading: Reading) -> bool:
     return isinstance(reading, MathValue) and bool(reading.expr.is_Symbol)
 
 
-def whole(reading: Reading) -> Expr:
+def expr_of(reading: Reading) -> Expr:
     """Return the expression of a value, its unit included."""
     if not isinstance(reading, MathValue):
         raise Unread("what is no value stands in an expression")
@@ -127,8 +127,8 @@ def _names_unit(symbol: Symbol) -> bool:
     return bool(symbol.name.startswith("unit "))
 
 
-def measured(expr: Expr, decimal: str | None) -> MathValue:
-    """Part an expression from its unit, which may stand once for a whole sum; a sum of several units is not read."""
+def split_unit(expr: Expr, decimal: str | None) -> MathValue:
+    """Separate an expression from its unit, which may stand once for a sum; raise `Unread` for a sum of several."""
     units = [symbol for symbol in expr.free_symbols if _names_unit(symbol)]
     if not units:
         return MathValue(expr, Integer(1), decimal)
@@ -143,28 +143,28 @@ def measured(expr: Expr, decimal: str | None) -> MathValue:
 # Arithmetic, within bounds.
 
 
-def signed(sign: str, value: Expr) -> Expr:
+def apply_sign(sign: str, value: Expr) -> Expr:
     """Return a value with a sign before it, which may be `±`."""
     return value * {"+": Integer(1), "-": Integer(-1), "pm": EITHER_SIGN, "mp": -EITHER_SIGN}[sign]
 
 
-def bounded(value: Expr, most: int) -> Expr:
-    """Return a value that is not too large to be carried on with."""
+def check_size(value: Expr, most: int) -> Expr:
+    """Return the value; raise `Unread` if its magnitude exceeds `most`."""
     if value.is_number and not abs(value) <= most:
         raise Unread("a number too large")
     return value
 
 
-def finite(value: Expr) -> Expr:
-    """Refuse to calculate with infinity."""
+def check_finite(value: Expr) -> Expr:
+    """Return the value; raise `Unread` if it contains infinity."""
     if value.has(sympy.oo, -sympy.oo, sympy.zoo):
         raise Unread("infinity in a calculation")
     return value
 
 
 def raise_to(base: Expr, exponent: Expr) -> Expr:
-    """Return a power, unless it would be absurdly long."""
-    finite(base * exponent)
+    """Return a power; raise `Unread` if it would be too long, or zero to the power of zero or less."""
+    check_finite(base * exponent)
     if base.is_Rational and exponent.is_Rational:
         bits = max(abs(int(base.p)).bit_length(), int(base.q).bit_length()) * abs(exponent)
         if bits > _LARGEST_POWER:
@@ -185,12 +185,12 @@ _SYMPY_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "abs": "Ab
 
 
 def apply(name: str, arguments: list[Expr], base: Expr | None, *, inverse: bool) -> Expr:
-    """Apply a function of one or more arguments; `base` is its index, as of a logarithm."""
+    """Apply a function of one or more arguments; `base` is its index, such as a logarithm's."""
     if name in _OF_MANY:
         return _OF_MANY[name](arguments)
     if len(arguments) != 1:
         raise Unread(f"{name} of {len(arguments)} arguments")
-    argument = finite(arguments[0])
+    argument = check_finite(arguments[0])
     if name in ("ln", "log", "lg"):
         return _logarithm(argument, Integer(10) if base is None and name == "lg" else base)
     if base is not None:
@@ -214,9 +214,9 @@ def _logarithm(argument: Expr, base: Expr | None) -> Expr:
 # Sets of numbers.
 
 
-def pair(opening: str, closing: str, left: Reading, right: Reading) -> Reading:
+def make_pair(opening: str, closing: str, left: Reading, right: Reading) -> Reading:
     """Return two values in brackets: an interval unless both brackets are round and both values finite."""
-    low, high = whole(left), whole(right)
+    low, high = expr_of(left), expr_of(right)
     if opening + closing == "()" and sympy.oo not in (abs(low), abs(high)):
         return Items("round", (left, right))
     if not (low.is_extended_real and high.is_extended_real):
@@ -227,12 +227,12 @@ def pair(opening: str, closing: str, left: Reading, right: Reading) -> Reading:
 
 
 def as_region(reading: Reading) -> sympy.Set | None:
-    """Return a reading as a set of points, a round pair as the interval; None where it is none."""
+    """Return a reading as a set of points, a round pair as the interval; None if it is no set."""
     if isinstance(reading, Region):
         return reading.points
     if not isinstance(reading, Items) or not all(isinstance(item, MathValue) for item in reading.items):
         return None
-    values = [whole(item) for item in reading.items]
+    values = [expr_of(item) for item in reading.items]
     is_pair = reading.kind == "round" and len(values) == 2 and all(value.is_real for value in values)
     if is_pair and values[0] < values[1]:
         return sympy.Interval.open(*values)

@@ -15,7 +15,7 @@ from malt.grading.normalize import closing_brace, translation
 from malt.grading.words import COUNTED, FILLERS, TURNING, UNITS
 
 
-class Unread(Exception):  # noqa: N818 - it is a finding about an answer, no error of the program
+class Unread(Exception):  # noqa: N818 - a finding about an answer, not an error of the program
     """Some part of a text was not understood, so none of it was read."""
 
 
@@ -25,7 +25,7 @@ class Token(NamedTuple):
     kind: str
     text: str
     spaced: bool = False
-    """Space stands before it."""
+    """Whether space precedes the token."""
 
 
 _FUNCTION_NAMES = """
@@ -68,7 +68,7 @@ _FINAL_TAG = re.compile(r"\\tag\*?\{[^{}]*\}")
 
 
 def _plain_signs(text: str) -> str:
-    """Return the text with LaTeX or ASCII for the signs of Unicode."""
+    """Replace Unicode signs by LaTeX or ASCII."""
     if text.isascii():
         return text
     text = _RAISED_RUN.sub(lambda run: "^{" + run[0].translate(_RAISED) + "}", text)
@@ -109,14 +109,14 @@ _MARKS = {"**": "^", "==": "=", "<=": "\\leq", ">=": "\\geq", "!=": "\\neq", ":=
 
 
 def tokenize(text: str, nouns: frozenset[str]) -> list[Token]:
-    r"""Return the tokens of a text; `nouns` are words that it may name beside values.
+    r"""Return the tokens of a text; `nouns` are words that may stand beside values.
 
-    Letters outside `\text{…}` are symbols, but for names of functions, known words and units of two letters and more.
+    Letters outside `\text{…}` are symbols, except names of functions, known words and units of two letters and more.
     Raises `Unread` at the first sign without a meaning.
     """
     text = _DELIMITER.sub("$", _plain_signs(_FINAL_TAG.sub("", text)))
     parts = re.split(r"(?<!\\)\$", text)
-    if len(parts) % 2 == 0:  # one sign of two is missing, or it is a currency's
+    if len(parts) % 2 == 0:  # a `$` without a partner: a delimiter is missing, or it is a currency sign
         parts = [" ".join(parts)]
     scanned = (_scan(part, nouns, len(parts) > 1 and number % 2 == 0) for number, part in enumerate(parts))
     return _join_numbers(list(chain.from_iterable(scanned)))
@@ -173,7 +173,7 @@ def _command(name: str) -> Token:
 
 
 def _group(text: str, start: int) -> tuple[str, int]:
-    """Return what stands in the braces after a command, or the one character after it; and where that ends."""
+    """Return the text in the braces after a command, or the one character after it, and the position after that."""
     while text[start : start + 1] == " ":
         start += 1
     if text[start : start + 1] != "{":
@@ -210,7 +210,7 @@ _SMALL = frozenset(_SMALL_TEXT.split())
 
 
 def _is_word(run: str, previous: Token, nouns: frozenset[str]) -> bool:
-    """Whether letters outside text are a word: after a number a unit, else what is too long for symbols, or known."""
+    """Whether letters outside `\\text` are a word: a unit after a number, a run too long for symbols, a known word."""
     if run in UNITS:
         return len(run) > 3 or previous.kind == "number"
     return len(run) > 3 or any(run.lower() in known for known in (nouns, FILLERS, TURNING, _SMALL, COUNTED))
@@ -247,7 +247,7 @@ def _grouped(tokens: list[Token], position: int, depth: int) -> tuple[Token, int
 
 
 def _next_group(tokens: list[Token], position: int, depth: int) -> tuple[str, int, str] | None:
-    """Return the next three digits of a number: the sign before them, and how many tokens they are."""
+    """Return the next group of three digits: the sign before it, its number of tokens, and its digits."""
     window = tokens[position : position + 4]
     texts = [token.text for token in window]
     if texts[:3] == ["{", ",", "}"] and len(window) > 3 and _is_group(window[3]):
@@ -269,7 +269,7 @@ _END = Token("end", "")
 
 @dataclass
 class TokenCursor:
-    """A place in the tokens."""
+    """A position in a list of tokens."""
 
     tokens: list[Token]
     position: int = 0
@@ -291,7 +291,7 @@ class TokenCursor:
         return self.tokens[self.position - 1].text
 
     def expect(self, text: str) -> None:
-        """Step over this token, which must come."""
+        """Step over this token; raise `Unread` if another one comes."""
         if self.take(text) is None:
             raise Unread(f"{text!r} is missing after {self.read_so_far()!r}")
 
@@ -304,7 +304,7 @@ class TokenCursor:
         return token.text
 
     def take_to_brace(self) -> str:
-        """Step over a group that is open, and return its letters."""
+        """Step over the rest of an open group, and return its letters."""
         name = ""
         while not self.take("}"):
             name += self.take_any()
@@ -314,7 +314,7 @@ class TokenCursor:
         return " ".join(token.text for token in self.tokens[: self.position])[-30:]
 
     def word(self) -> str:
-        """Return the next word in lower case; empty for whatever else stands there."""
+        """Return the next word in lower case, or an empty text if the next token is no word."""
         token = self.peek()
         return token.text.lower() if token.kind == "word" else ""
 

@@ -1,4 +1,4 @@
-"""The verdict on an answer that is mathematics: at once where looking is enough, else from a grader process."""
+"""Verdict on a mathematical answer: at once for equal texts and plain numbers, else from a grader process."""
 
 import logging
 import re
@@ -13,11 +13,11 @@ from malt.questions.question import Question
 LOG = logging.getLogger("malt.grading")
 
 _LONGEST = 10_000
-"""Characters of an answer past which mathematics is not attempted: the grade is unknown."""
+"""Most characters of an answer that is compared as mathematics; the grade of a longer one is unknown."""
 
 
 async def compare_as_mathematics(kind: str, question: Question, text: str, timeout_s: float) -> Verdict | None:
-    """Compare a reply's answer to the reference; without a process where it plainly is equal, or both are digits."""
+    """Compare a reply's answer to the reference, without a process if the texts are equal or both are digits."""
     target, answer = math_reference(question.ground_truth), final_answer(text)
     read = unmarked_formula(text) if answer is None else answer
     if len(read) > _LONGEST:
@@ -44,20 +44,20 @@ def _math_verdict(kind: str, compared: MathVerdict, read: str, question: Questio
     if compared.result == "unread":
         return unread(kind, read, compared.why)
     if compared.result == "disputed":
-        LOG.warning("question %s: %s, read as equal to the reference: %s", question.question_id, read, compared.why)
+        LOG.warning("question %s: %s equals the reference, but %s", question.question_id, read, compared.why)
         return disputed(kind, read, question, compared.why)
     return wrong(kind, read, question, decisive=not compared.words)
 
 
 @lru_cache(maxsize=8192)
 def math_reference(reference: str) -> str:
-    """Return the mathematics of a reference: after a `####`, or in its last boxes; several of them are a list."""
+    """Return the mathematics in a reference: in its last boxes, several of them as a list, or after a `####`."""
     boxes = final_answer(reference) if "\\boxed" in reference else None
     return boxes or clean(reference.rpartition("####")[2])
 
 
 def _compare_plainly(answer: str, reference: str) -> bool | None:
-    """Return whether two texts, or the plain numbers that they are, are equal; None where they have to be parsed."""
+    """Return whether two texts, or the plain numbers that they are, are equal; None if they must be parsed."""
     if "".join(answer.split()) == "".join(reference.split()):
         return True
     given, wanted = plain_number(answer), plain_number(reference)
@@ -68,5 +68,5 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,300})", re
 
 
 def plain_number(text: str) -> int | None:
-    """Return a whole number that is nothing but digits."""
+    """Return the whole number that a text of digits alone is, else None."""
     return int(text.replace(",", "")) if _PLAIN_NUMBER.fullmatch(text) else None

@@ -1,4 +1,4 @@
-"""Mathematics as the grader processes do it. Nothing here guards itself."""
+"""Comparison of mathematics, to be run in grader processes: it sets no time limit of its own."""
 
 import importlib
 import logging
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from malt.grading.mathematics.readings import Reading
 
 _MEMORY_LIMIT_BYTES = 2 * 1024**3
-"""Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
+"""Most address space of a grader process, so that `(10^9)!` does not use up the machine's memory."""
 
 
 @cache
 def prepare_process() -> None:
-    """Import what takes long, and bound the memory; see process_pool.py."""
+    """Import the slow modules and limit the process's memory; process_pool.py calls this before the first call."""
     for name in ("math_verify", "malt.grading.mathematics.compare", "malt.grading.mathematics.reader"):
         importlib.import_module(name)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it would warn that its own time limit is off
@@ -29,9 +29,9 @@ MathResult = Literal["equal", "different", "disputed", "unread", "no reference"]
 
 
 class MathVerdict(NamedTuple):
-    """How an answer compares to a reference, and why it was not read; `words`: one of them is no mathematics.
+    """Result of comparing an answer to a reference, and why it was not read; `words`: one of them is words.
 
-    `disputed`: they are equal, and math-verify's own comparison of the same two expressions says that they are not.
+    `disputed`: they are equal, but math-verify's own comparison of the same two expressions says that they are not.
     """
 
     result: MathResult
@@ -42,7 +42,7 @@ class MathVerdict(NamedTuple):
 def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     """Compare an answer to a reference as mathematics: both are read whole, or they are not compared.
 
-    A point at which two expressions differ proves that they do; that they are equal is asked of math-verify too.
+    One point at which two expressions differ proves them different; equality is checked with math-verify too.
     """
     from malt.grading.mathematics.compare import same
     from malt.grading.mathematics.readings import Words
@@ -63,18 +63,18 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
 
 
 def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
-    """Say whether a reference is read whole as mathematics; words are it where they were marked as `\\text`."""
+    """Whether a reference is read whole as mathematics, or as words where it `may_be_words`, as with `\\text`."""
     from malt.grading.mathematics.readings import Words
 
     try:
-        return may_be_words or not isinstance(_read_reference(reference, question), Words)
+        return not isinstance(_read_reference(reference, question), Words) or may_be_words
     except Unread:
         return _is_known(reference)
 
 
 @lru_cache(maxsize=2048)
 def _is_known(reference: str) -> bool:
-    """Whether math-verify reads a reference that we cannot, such as an integral: only the same text is right then."""
+    """Whether math-verify reads a reference that we cannot, such as an integral: then only the same text is right."""
     from math_verify import parse
 
     found = parse(f"${reference}$", parsing_timeout=None) if "\\" in reference else []
@@ -117,7 +117,7 @@ def _nouns(context: str) -> frozenset[str]:
 
 
 def _denied(target: "Reading", given: "Reading") -> bool:
-    """Whether math-verify finds two expressions different; it is not asked where they plainly are one."""
+    """Whether math-verify finds two expressions different; it is called only for unequal forms, none rational."""
     from math_verify import verify
 
     from malt.grading.mathematics.compare import sympy_form
@@ -129,7 +129,7 @@ def _denied(target: "Reading", given: "Reading") -> bool:
 
 
 def _limit_memory() -> None:
-    """Bound this process's address space from now on; a larger demand raises MemoryError."""
+    """Limit this process's address space from now on; allocating more raises MemoryError."""
     if sys.platform == "linux":
         import resource
 

@@ -1,1 +1,1 @@
-"""Providers' batch APIs."""
+"""Requests through providers' batch APIs: submission, polling and results."""

@@ -1,7 +1,7 @@
-"""A provider's batches, through LiteLLM's batch calls in OpenAI's protocol: handed in, looked at, found again, read.
+"""Client of a provider's batch API in OpenAI's protocol, through LiteLLM: upload, create, poll, find and read batches.
 
-The calls block: LiteLLM's async ones cannot be made to close their connections. `BatchClient` makes those that fail for
-now again, and hands no batch in twice.
+The calls block, since LiteLLM's async ones cannot be made to close their connections. `BatchClient` retries those that
+fail temporarily, and creates no batch twice.
 """
 
 import asyncio
@@ -35,39 +35,39 @@ _ENDPOINT = "/v1/chat/completions"
 _WINDOW = "24h"
 MOST_ITEMS = 50_000
 MOST_BYTES = 190_000_000
-"""OpenAI takes 200 MB a file."""
+"""Bytes of a file; OpenAI accepts 200 MB."""
 _DIGEST_CHARACTERS = 40
-"""Characters of a key's digest that tell it from all others; some providers take 64 in all."""
+"""Characters of a key's digest in a custom id, enough to be unique; some providers allow 64 in all."""
 ANSWERED = 200
-"""Status of an item that has its answer."""
+"""HTTP status of an answered item."""
 _CALL_LIMIT_S = 600.0
-"""Seconds one call may take: an upload is long."""
+"""Seconds that one call may take; an upload is slow."""
 _PER_PAGE = 100
 MARK = "malt_mark"
-"""Name in a batch's metadata of what tells it from all others."""
+"""Metadata key of a batch's mark, our unique name for it."""
 GONE = "unknown there"
-"""Status of a batch that its provider knows no longer."""
+"""Status of a batch that its provider no longer knows."""
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled", GONE})
 _HEADER_KEYS = frozenset({"headers", "extra_headers", "organization"})
-"""Keys of `extra` that are sent as headers, which items do not have."""
+"""Keys of `extra` that are sent as headers, which the items of a batch do not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteBatch:
-    """A batch as the provider tells of it."""
+    """State of a batch at the provider."""
 
     batch_id: str
     status: str
-    """validating, in_progress, finalizing, completed, failed, expired, cancelling, cancelled. Or `GONE`."""
+    """One of validating, in_progress, finalizing, completed, failed, expired, cancelling and cancelled; or `GONE`."""
     mark: str | None = None
     created_at: float = 0.0
     total: int = 0
     completed: int = 0
     failed: int = 0
     files: tuple[str, ...] = ()
-    """Ids of what can be read: the output, the errors."""
+    """Ids of the files with results: the output, then the errors."""
     error: str = ""
-    """Reason why it failed as a whole."""
+    """Reason why the batch failed as a whole."""
     error_code: str = ""
 
     @property
@@ -77,7 +77,7 @@ class RemoteBatch:
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """Result of one item: a chat-completion body, or an HTTP status and its message."""
+    """Result of one item: a chat-completion body, or an HTTP error status and its body."""
 
     custom_id: str
     status: int
@@ -86,7 +86,7 @@ class ItemResult:
 
 
 def takes_batches(model: ModelSpec) -> bool:
-    """Whether a model can be asked in batches: `openai/…`, at OpenAI or at whatever address speaks its protocol."""
+    """Whether a model can be requested in batches: `openai/…`, at OpenAI or any address that speaks its protocol."""
     return not embedded.is_embedded(model.model) and find_provider(model) == "openai"
 
 
@@ -95,20 +95,20 @@ def is_asked_in_batches(model: ModelSpec, spec: RunSpec) -> bool:
 
 
 def check_batchable(model: ModelSpec) -> None:
-    """Find what a batch cannot say of a model. Raises `ConfigError`."""
-    if said := sorted(_HEADER_KEYS & model.extra.keys()):
-        problem = f"extra.{said[0]} is sent as a header, and the items of a batch have none"
+    """Raise `ConfigError` where a model's `extra` has keys that a batch cannot express."""
+    if unsupported := sorted(_HEADER_KEYS & model.extra.keys()):
+        problem = f"extra.{unsupported[0]} is sent as a header, and the items of a batch have none"
         raise ConfigError(f'{model.model}: {problem}; leave it out, or set run.mode = "direct"')
 
 
 def make_custom_id(request: CompletionRequest, first: int) -> str:
-    """Name an item after its first sample's key: how results find their way."""
+    """Return an item's custom id, made of its first sample's key, by which its result is matched."""
     prompt, _, sample = request.keys[first].partition(".")
     return f"{prompt[:_DIGEST_CHARACTERS]}-{sample}"
 
 
 def make_item(request: CompletionRequest, route: Route, first: int, count: int) -> dict[str, JsonValue]:
-    """Return one line of a batch: what a direct request for these samples would send. Raises as `send` does."""
+    """Return one line of a batch, with the body of a direct request for these samples. Raises the same as `send`."""
     try:
         body = build_body(route, build_arguments(request, route, first, count))
     except MaltError:
@@ -139,7 +139,7 @@ def look(model: ModelSpec, route: Route, batch_id: str) -> RemoteBatch:
 
 
 def find(model: ModelSpec, route: Route, mark: str, since: float) -> RemoteBatch | None:
-    """Look for a batch by its mark among those that were made since a time, in seconds since the epoch."""
+    """Return the batch with this mark among those created since a time, in seconds since the epoch; None if none is."""
     recent = takewhile(lambda remote: remote.created_at >= since or not remote.created_at, _newest_first(model, route))
     return next((remote for remote in recent if remote.mark == mark), None)
 
@@ -161,13 +161,13 @@ def read(model: ModelSpec, route: Route, file_id: str) -> list[ItemResult]:
 
 
 def read_item(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) -> Reply:
-    """Read an answered item as `send` reads a response. Raises `Unavailable` where it holds no answer."""
+    """Read an answered item as `send` reads a response. Raises `Unavailable` where it has no answer."""
     response = take_answers(body, model)
     return Reply(response, latency_s, compute_cost(model, response.get("usage"), batched=True))
 
 
 def read_bill(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
-    """Return what an answer that cannot be used took all the same; its cost is None where it does not tell."""
+    """Return the billed usage of an answer that cannot be used; its cost is None where no usage was reported."""
     counted = body.get("usage")
     if not has_usage(counted):
         return Usage(cost_usd=None)
@@ -178,7 +178,7 @@ def read_bill(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
 
 
 def classify_refusal(result: ItemResult, model: ModelSpec, route: Route, count: int, *, has_schema: bool) -> MaltError:
-    """Say what a refused item means: the classes of a direct request's errors."""
+    """Return the error of a refused item, of the same class as for a direct request."""
     refused = HttpRefusal(result.status or 500, json.dumps(result.body), {})
     return classify_error(translate_error(refused, route), model, route, count, has_schema=has_schema)
 
@@ -191,7 +191,7 @@ def _make_access(model: ModelSpec, route: Route) -> dict[str, Any]:
         "timeout": _CALL_LIMIT_S,
         "max_retries": 0,
         "no-log": True,
-        "extra_headers": {"Connection": "close"},  # each call of LiteLLM's makes a client, and leaves it open
+        "extra_headers": {"Connection": "close"},  # LiteLLM opens a client for each call and never closes it
     }
 
 
@@ -219,21 +219,21 @@ def _read_result(line: Any) -> ItemResult:  # noqa: ANN401 - whatever a provider
 T = TypeVar("T")
 
 _LOOK_PATIENCE_S = 3600.0
-"""Seconds for which polling a batch may fail: it goes on at the provider meanwhile."""
+"""Seconds for which polling a batch may fail: the batch goes on at the provider meanwhile."""
 _CLOCK_SKEW_S = 3600.0
-"""Seconds before the recorded time from which a batch is searched for."""
+"""Seconds before its recorded time from which a batch is searched for, as clocks differ."""
 
 
 class Gone(Exception):  # noqa: N818 - an answer, not an error
-    """The provider knows no such thing: 404."""
+    """The provider does not know the file or batch, or has no batch API (404)."""
 
 
 class BatchClient:
-    """Calls to one model's batch API, retried.
+    """Calls to one model's batch API, with retries.
 
-    All methods raise `ConfigError` for a wrong key or an address without a batch API, and `EndpointDown` when what
-    they need stays away too long: two minutes as a rule, 20 s where nobody has listened yet, 15 minutes of nothing but
-    429, an hour for a look. Before each call `check` may raise, where the run has stopped.
+    All methods raise `ConfigError` for a wrong key or an address without a batch API, and `EndpointDown` where retries
+    fail too long: two minutes as a rule, 20 s for an address that has never been reached, 15 minutes for 429s, an hour
+    for `look`. `check` is called before each call, to raise where the run has stopped.
     """
 
     def __init__(self, model: ModelSpec, policy: Policy = PATIENT, check: Callable[[], None] = lambda: None) -> None:
@@ -243,52 +243,52 @@ class BatchClient:
 
     async def upload(self, lines: bytes) -> str:
         try:
-            return await self._patiently(lambda route: upload(self.model, route, lines))
+            return await self._retry(lambda route: upload(self.model, route, lines))
         except Gone:
             raise self._no_batches() from None
 
     async def create(self, file_id: str, mark: str) -> RemoteBatch:
-        """Make a batch of a file, once: where its making is in doubt, it is looked for before it is tried again.
+        """Create a batch from a file, once: after a failure, search for the batch before trying again.
 
-        Raises `ConfigError` where it was refused. All else that is raised leaves it in doubt.
+        Raises `ConfigError` where it was refused. After any other error it is unknown whether the batch exists.
         """
-        look_first = partial(self.find, mark, time.time())
+        search = partial(self.find, mark, time.time())
         try:
-            return await self._patiently(lambda route: create(self.model, route, file_id, mark), again=look_first)
+            return await self._retry(lambda route: create(self.model, route, file_id, mark), before_retry=search)
         except Gone:
             raise self._no_batches() from None
 
     async def look(self, batch: Batch) -> RemoteBatch:
-        """Return how a batch is. Raises `RunStopped` where the provider does not know one that may not be over."""
+        """Return the state of a batch. Raises `RunStopped` where the provider does not know one that is not over."""
         batch_id = batch.batch_id or ""
         try:
-            return await self._patiently(lambda route: look(self.model, route, batch_id), _LOOK_PATIENCE_S)
+            return await self._retry(lambda route: look(self.model, route, batch_id), _LOOK_PATIENCE_S)
         except Gone:
             if not batch.is_over:
                 raise RunStopped(self._unknown(batch)) from None
             return RemoteBatch(batch_id, GONE)
 
     async def find(self, mark: str, since: float) -> RemoteBatch | None:
-        """Look for a batch whose making was tried at a time in seconds since the epoch; None where it was not made.
+        """Return the batch that a call at `since` (in seconds since the epoch) may have created; None if none exists.
 
         Raises `RunStopped` where the provider does not list its batches.
         """
         since -= _CLOCK_SKEW_S
         try:
-            return await self._patiently(lambda route: find(self.model, route, mark, since))
+            return await self._retry(lambda route: find(self.model, route, mark, since))
         except (Gone, ConfigError) as refused:
             raise RunStopped(
                 f"{str(refused) or f'{name_endpoint(self.model)} lists no batches (404)'}; so whether batch {mark} was "
                 f"made there is in doubt. Look there for one with {MARK} = {mark} in its metadata, cancel it if "
-                f"there is one, let it go with: malt batches --forget {mark}, and run again"
+                f"there is one, abandon it here with: malt batches --forget {mark}, and run again"
             ) from None
 
     async def results(self, remote: RemoteBatch) -> list[ItemResult]:
-        """Return what came of a batch's items, answers first; files that are gone have none."""
+        """Return the results of a batch's items, answers first; files that no longer exist are skipped."""
         found: list[ItemResult] = []
         for file in remote.files:
             try:
-                found += await self._patiently(lambda route, file=file: read(self.model, route, file))  # type: ignore[misc]
+                found += await self._retry(lambda route, file=file: read(self.model, route, file))  # type: ignore[misc]
             except Gone:
                 continue
         return sorted(found, key=lambda result: result.status != ANSWERED)
@@ -302,18 +302,18 @@ class BatchClient:
         key = batch.api_key_env or "the environment"
         since = datetime.fromtimestamp(batch.planned_at, UTC)
         return (
-            f"{name_endpoint(self.model)} does not know batch {batch.batch_id} (404), handed in {since:%Y-%m-%d %H:%M} "
-            f"UTC; is the key in {key} of another project? Set the one that it was handed in with, and run again; "
-            f"or let it go with: malt batches --forget {batch.batch_id}, and its items are paid for again"
+            f"{name_endpoint(self.model)} does not know batch {batch.batch_id} (404), submitted {since:%Y-%m-%d %H:%M} "
+            f"UTC; is the key in {key} of another project? Set the key that it was submitted with, and run again; "
+            f"or abandon it with: malt batches --forget {batch.batch_id}, and its items are paid for again"
         )
 
-    async def _patiently(
+    async def _retry(
         self,
         call: Callable[[Route], T],
         at_least_s: float = 0.0,
-        again: Callable[[], Awaitable[T | None]] | None = None,
+        before_retry: Callable[[], Awaitable[T | None]] | None = None,
     ) -> T:
-        """Make a blocking call until it is answered, or `again`, asked before each further one, has the answer."""
+        """Repeat a blocking call until it succeeds, or until `before_retry` returns the result instead."""
         route, started, failures = await find_route(self.model), time.monotonic(), 0
         while True:
             self._check()
@@ -331,11 +331,11 @@ class BatchClient:
             waited_s = time.monotonic() - started
             if waited_s + wait_s > patience_s:
                 raise EndpointDown(
-                    f"{fault}; no better answer for {waited_s:.0f} s. What was handed in goes on there: run again "
+                    f"{fault}; no better answer for {waited_s:.0f} s. Submitted batches go on there: run again "
                     "when the endpoint is up"
                 )
             await asyncio.sleep(wait_s)
-            if again is not None and (found := await again()) is not None:
+            if before_retry is not None and (found := await before_retry()) is not None:
                 return found
 
     def _patience_s(self, fault: RateLimited | Unavailable, route: Route) -> float:
@@ -345,7 +345,7 @@ class BatchClient:
         return self._policy.never_up_after_s if is_new else self._policy.down_after_s
 
     def _fault(self, error: Exception, route: Route) -> RateLimited | Unavailable:
-        """Return what passes with time, a limit or an outage; raise anything else."""
+        """Return the error if it is temporary (a rate limit or an outage), else raise it."""
         if getattr(error, "status_code", None) == 404:
             raise Gone from None
         fault = classify_error(translate_error(error, route), self.model, route)

@@ -1,4 +1,4 @@
-"""Results of a batch: rows for the store, samples to ask for again, and errors that end the run."""
+"""Results of a batch: rows for the store, samples to request again, and errors that end the run."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,35 +20,36 @@ from malt.llm.store.batches import Batch, BatchItem
 from malt.llm.store.database import StoredSample
 
 QUEUE_FULL = "token_limit_exceeded"
-"""OpenAI's word for more tokens in its queue than an organization may have there."""
+"""OpenAI's error code for more tokens in its queue than the organization's limit."""
 _UNPAID = ("billing_hard_limit_reached", "insufficient_quota")
-"""OpenAI's words for an account that may spend no more."""
+"""OpenAI's error codes for an account out of credit or past its quota."""
 
 
 @dataclass
 class BatchOutcome:
-    """The outcome of a batch that has ended."""
+    """Outcome of a batch that has ended."""
 
     batch: Batch
     remote: RemoteBatch
     route: Route
     run: str
     attempts: int
-    """Batches that a sample may come back from without an answer."""
+    """Number of batches that may return a sample without an answer before it is given up."""
     rows: list[StoredSample] = field(default_factory=list)
-    """Answers, and the reasons why others cannot be had."""
+    """Rows with answers, and rows with the errors of samples that are given up."""
     returned: list[BatchItem] = field(default_factory=list)
-    """Items without an answer, as they are to be noted."""
+    """Items without an answer, updated for the store."""
     wasted: list[tuple[Role, Usage]] = field(default_factory=list)
     """Usage of answers that cannot be used."""
     ends_run: MaltError | None = None
+    """Error that ends the run, if there is one."""
     has_siblings: bool = True
     """Whether the provider takes `n`, as far as this batch shows."""
     cost_usd: float | None = 0.0
     tokens: int | None = 0
 
     def read(self, items: Sequence[BatchItem], results: Sequence[ItemResult]) -> None:
-        """Find the place of every result; an item without one comes back."""
+        """Match the results to their items; an item without a result is returned."""
         groups: dict[str, list[BatchItem]] = {}
         for item in sorted(items, key=lambda item: item.sample):
             groups.setdefault(item.custom_id, []).append(item)
@@ -58,9 +59,9 @@ class BatchOutcome:
         for group in groups.values():
             self._return(group, f"{self._place}: the batch ended ({self.remote.status}) without an answer")
         billed = sum(result.status == ANSWERED for result in results)
-        if self.remote.status == GONE or billed < self.remote.completed:  # answers that nobody can read any more
+        if self.remote.status == GONE or billed < self.remote.completed:  # billed answers that cannot be read any more
             self._add_up(None, None)
-        self.ends_run = self.ends_run or self._end_of_all()
+        self.ends_run = self.ends_run or self._classify_status()
 
     @property
     def answered(self) -> list[str]:
@@ -68,11 +69,11 @@ class BatchOutcome:
 
     @property
     def taken(self) -> Amount:
-        """Its cost; an unknown one counts at the worst case."""
+        """Cost of the batch; an unknown cost counts at the worst case."""
         return self.batch.amount.unless_known(self.cost_usd, self.tokens)
 
     def count(self, held: Mapping[str, StoredSample], tally: Tally) -> None:
-        """Count the answers among what the store holds now, but for those that it had already: another process's."""
+        """Count the answers that this batch wrote; `held`, the store's rows, may include another process's."""
         ours = {row.key: row.created_at for row in self.rows}
         for key, row in held.items():
             if row.response is not None and row.created_at == ours[key]:
@@ -106,7 +107,7 @@ class BatchOutcome:
         try:
             reply = read_item(self.batch.asked, body, time.time() - self.batch.planned_at)
         except Unavailable:
-            usage = read_bill(self.batch.asked, body)  # billed all the same
+            usage = read_bill(self.batch.asked, body)  # it is billed nevertheless
             self.wasted.append((Role(group[0].role), usage))
             self._add_up(usage.cost_usd, usage.prompt_tokens + usage.completion_tokens or None)
             raise
@@ -129,15 +130,15 @@ class BatchOutcome:
         counts: bool = True,
         is_final: bool = False,
     ) -> None:
-        """Note items to ask for again, or why they are given up."""
+        """Return items to be requested again, or give them up with a reason."""
         counts = counts and self.remote.status not in ("failed", "cancelled")
         for item in group:
             attempts = item.attempts + counts
             given_up = is_final or attempts >= self.attempts
             self.returned.append(replace(item, attempts=attempts, alone=alone or item.alone, given_up=given_up))
             if given_up:
-                said = reason if is_final else f"{reason}; gave up after {attempts} batches"
-                self.rows.append(replace(self._row(item), error=said))
+                error = reason if is_final else f"{reason}; gave up after {attempts} batches"
+                self.rows.append(replace(self._row(item), error=error))
 
     def _row(self, item: BatchItem) -> StoredSample:
         return StoredSample(
@@ -150,15 +151,15 @@ class BatchOutcome:
             run=self.run,
         )
 
-    def _end_of_all(self) -> MaltError | None:
-        """Return what a batch that failed or was cancelled as a whole means to the run."""
+    def _classify_status(self) -> MaltError | None:
+        """Return the error that ends the run where the whole batch failed or was cancelled, else None."""
         name = f"{self._place}: batch {self.remote.batch_id}"
         if self.remote.status == "failed" and self.remote.error_code in _UNPAID:
-            return AccountEmpty(f"{name} was refused: {self.remote.error}; mend that, and run again")
+            return AccountEmpty(f"{name} was refused: {self.remote.error}; fix that, and run again")
         if self.remote.status == "failed" and self.remote.error_code != QUEUE_FULL:
             return ConfigError(
-                f"{name} failed validation: {self.remote.error or 'no reason given'}; mend that, and run again"
+                f"{name} failed validation: {self.remote.error or 'no reason given'}; fix that, and run again"
             )
         if self.remote.status == "cancelled":
-            return RunStopped(f"{name} was cancelled there; what it had is stored, run again to hand in the rest")
+            return RunStopped(f"{name} was cancelled there; its answers are stored, run again to submit the rest")
         return None

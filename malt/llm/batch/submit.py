@@ -1,4 +1,4 @@
-"""Batches of one model: what is missing is noted, packed until full, recorded in the store, then submitted."""
+"""Submission of batches: missing samples are collected, packed by model, recorded in the store, then submitted."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ from malt.llm.store.database import StoredSample
 
 @dataclass(frozen=True, slots=True)
 class WantedSamples:
-    """Samples to ask for: first … first+count-1 of a request."""
+    """Samples to request: first … first+count-1 of a request."""
 
     request: CompletionRequest
     first: int
@@ -41,10 +41,10 @@ class WantedSamples:
 
 
 class BatchCollector(SessionCompleter):
-    """A completer for some questions of a run in batch mode, made anew for each level.
+    """A completer for some questions of a run in batch mode, which collects the missing samples of one level.
 
-    `items` are what the batches know of these questions' samples; `failed` is what other models could not be brought
-    to answer in this run, and grows.
+    `items` are the recorded batch items of these questions, by key. `failed` holds the keys that directly requested
+    models failed to answer in this run; it grows.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class BatchCollector(SessionCompleter):
         self.failed = failed
         self.wanted: dict[str, WantedSamples] = {}
         self.waits_for: set[str] = set()
-        """Marks of the batches that hold what is missing."""
+        """Marks of the open batches that hold missing samples."""
         self.put_off = 0
-        """Samples of other models that the budget has no room for while batches are under way."""
+        """Number of direct samples postponed, as the budget has no room for them while batches are open."""
         self.short: Amount | None = None
-        """Worst case of the first request for such."""
+        """Worst case of the first postponed request."""
         self.stored: Counter[Role] = Counter()
-        """Samples that an earlier run had."""
+        """Number of samples stored by earlier runs, by role."""
 
     def _count_stored(self, request: CompletionRequest) -> None:
         for sample, key in enumerate(request.keys):
@@ -77,7 +77,7 @@ class BatchCollector(SessionCompleter):
                 self.stored[request.role] += row.run != self.tally.run
 
     async def _ask_in_turn(self, request: CompletionRequest, missing: Sequence[int]) -> None:
-        """Note for a batch what the model has not given up, then turn to its fallbacks for the rest."""
+        """Collect for a batch the samples that the model has not given up, then the rest for its fallbacks."""
         left, fallbacks = list(missing), len(request.model.fallbacks)
         for place, asked in enumerate(with_fallbacks(request)):
             to_ask = [sample for sample in left if not self._is_given_up(asked, sample)]
@@ -92,7 +92,7 @@ class BatchCollector(SessionCompleter):
                 return
 
     def _puts_off(self, request: CompletionRequest, samples: Sequence[int]) -> bool:
-        """Leave samples to the next round where they would wait for what is held for batches."""
+        """Postpone samples to the next round where the budget has no room for them beside open batches."""
         if not samples or not self.session.budget.reserved:
             return False
         worst = self.session.worst_case(request, len(samples))
@@ -106,8 +106,8 @@ class BatchCollector(SessionCompleter):
         return key in self.failed or (key in self.items and self.items[key].given_up)
 
     def _note(self, request: CompletionRequest, samples: Sequence[int]) -> None:
-        """Note which batches have samples, and cut the others into what one item asks for: siblings at once, where
-        they come so.
+        """Note the batches that already hold samples, and group the others into items: siblings together, where the
+        provider takes `n`.
         """
         known = {sample: item for sample in samples if (item := self.items.get(request.keys[sample]))}
         self.waits_for.update(item.mark for item in known.values() if item.mark)
@@ -120,12 +120,12 @@ class BatchCollector(SessionCompleter):
 
 
 _GROWTH = 4
-"""Factor by which the next batch may be larger than one that there was room for."""
+"""Factor by which the next batch may be larger than one that the provider's queue accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """Most items and bytes in one batch."""
+    """Maximum number of items and bytes in one batch."""
 
     items: int = api.MOST_ITEMS
     bytes: int = api.MOST_BYTES
@@ -133,19 +133,19 @@ class BatchSize:
 
 @dataclass
 class _Queue:
-    """One model's queue. Who else fills it is not told."""
+    """One model's queue at the provider, which other clients may fill unseen."""
 
     most: int
-    """Items in the next batch."""
+    """Maximum number of items in the next batch."""
     fits: int = 0
-    """Items that there was room for."""
+    """Most items that the queue has accepted in one batch."""
     full_since: float | None = None
     is_narrow: bool = False
-    """Whether it was full once: then one batch at a time."""
+    """Whether the queue was ever full: from then on only one batch is submitted at a time."""
 
 
 class Queues:
-    """The queues of the models that a run asks in batches."""
+    """Queues of the models that a run requests in batches."""
 
     def __init__(self, size: BatchSize) -> None:
         self._size = size
@@ -162,17 +162,20 @@ class Queues:
         return replace(self._size, items=self._queue(model).most)
 
     def is_full_for(self, model: ModelSpec) -> bool:
-        """Whether the next batch is to wait for the one before it."""
+        """Whether the next batch must wait for the one before it."""
         return self._queue(model).is_narrow and self._under_way[endpoint_key(model)] > 0
 
     def took(self, model: ModelSpec, items: int) -> None:
-        """Note that there was room for a batch."""
+        """Note that the queue accepted a batch."""
         queue = self._queue(model)
         queue.full_since, queue.fits = None, max(queue.fits, items)
         queue.most = min(self._size.items, max(queue.most, _GROWTH * items))
 
     def refused(self, model: ModelSpec, items: int) -> bool:
-        """Note that there was none; return whether a smaller batch may fit. If not, others fill it, for now."""
+        """Note that the queue had no room for a batch; return whether a smaller one may fit.
+
+        If not, other batches fill it for now.
+        """
         queue, is_alone = self._queue(model), self._under_way[endpoint_key(model)] <= 1
         queue.full_since, queue.is_narrow = queue.full_since or time.time(), True
         if is_alone and items > queue.fits:
@@ -188,7 +191,7 @@ class Queues:
 
 
 class _PackedItem(NamedTuple):
-    """An item as it is sent, the rows of its samples, and the most that it may take."""
+    """An item as a line of the batch, with the rows of its samples and its worst-case cost."""
 
     line: bytes
     samples: list[BatchItem]
@@ -203,7 +206,7 @@ class _BatchDraft:
     mark: str = field(default_factory=lambda: uuid4().hex)
     items: dict[str, _PackedItem] = field(default_factory=dict)
     size: int = 0
-    """Of the file, in bytes."""
+    """Size of the file in bytes."""
     worst: Amount = NOTHING
 
     def has_room(self, item: _PackedItem, size: BatchSize) -> bool:
@@ -222,13 +225,16 @@ class _BatchDraft:
 
 
 class BatchSubmitter:
-    """Packs what a run wants, and hands in what is full; the rest with `finish`. `close` lets go of what is left."""
+    """Packs a run's wanted samples into batches and submits each full one.
+
+    `finish` submits the rest; `close` discards batches that were not submitted.
+    """
 
     def __init__(
         self, session: Session, batch_store: BatchStore, dataset: str, tally: Tally, queues: Queues, patience: Policy
     ) -> None:
         self.wanted = 0
-        """Items, packed or not."""
+        """Number of wanted items, packed or not."""
         self.short: Amount | None = None
         """Worst case of the first item that the budget had no room for."""
         self._session, self._batch_store, self._dataset, self._tally = session, batch_store, dataset, tally
@@ -236,12 +242,12 @@ class BatchSubmitter:
         self._drafts: dict[EndpointKey, _BatchDraft] = {}
 
     async def add(self, wanted: WantedSamples) -> None:
-        """Pack one item; not where the budget has no room for it, or the provider's queue none for another batch."""
+        """Pack one item, unless the budget has no room for it or the provider's queue none for another batch."""
         self.wanted += 1
         model, item = wanted.request.model, await self._pack(wanted)
         draft = self._drafts.get(endpoint_key(model))
         if draft is not None and not draft.has_room(item, self._queues.size_for(model)):
-            await self._hand_in(draft)
+            await self._record_and_submit(draft)
             draft = None
         if not self._session.budget.has_room_for(item.worst):
             self.short = self.short or item.worst
@@ -263,7 +269,7 @@ class BatchSubmitter:
 
     async def finish(self) -> None:
         for draft in list(self._drafts.values()):
-            await self._hand_in(draft)
+            await self._record_and_submit(draft)
 
     def close(self) -> None:
         """Discard what was packed and not submitted."""
@@ -271,23 +277,23 @@ class BatchSubmitter:
             submitting.discard(draft.mark)
             self._session.budget.settle_reserved(draft.mark, NOTHING)
 
-    async def _hand_in(self, draft: _BatchDraft) -> None:
-        """Write a batch down, then hand it in: whoever comes after a crash looks for its mark at the provider."""
-        ours = await asyncio.to_thread(self._batch_store.plan, self._batch(draft), draft.rows())
+    async def _record_and_submit(self, draft: _BatchDraft) -> None:
+        """Record a batch, then submit it: after a crash, the next process searches for its mark at the provider."""
+        claimed = await asyncio.to_thread(self._batch_store.plan, self._batch(draft), draft.rows())
         try:
-            if ours:
-                await self._submit(draft, ours)
+            if claimed:
+                await self._submit(draft, claimed)
             else:
                 await self._forget(draft)
         finally:
             submitting.discard(draft.mark)
             del self._drafts[endpoint_key(draft.model)]
 
-    async def _submit(self, draft: _BatchDraft, ours: Collection[str]) -> None:
-        """Hand a batch in. What fails before its making is tried, or refuses it, leaves nothing behind."""
+    async def _submit(self, draft: _BatchDraft, claimed: Collection[str]) -> None:
+        """Submit a batch. Its record is deleted where it fails before the call to create it, or is refused."""
         client = BatchClient(draft.model, self._patience, self._session.raise_if_stopped)
         try:
-            file_id = await client.upload(draft.lines(ours))
+            file_id = await client.upload(draft.lines(claimed))
             if not await asyncio.to_thread(self._batch_store.note_attempt, draft.mark):
                 raise RunStopped(f"batch {draft.mark} was given up before it was made; run again to go on")
         except MaltError:
@@ -304,7 +310,7 @@ class BatchSubmitter:
                 f"batch {remote.batch_id} was made at {name_endpoint(draft.model)} after it had been given up here: "
                 "cancel it there, and run again"
             )
-        for custom_id in ours:
+        for custom_id in claimed:
             self._tally.add(Role(draft.items[custom_id].samples[0].role), Usage(requests=1))
 
     async def _forget(self, draft: _BatchDraft) -> None:

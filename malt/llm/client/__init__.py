@@ -1,1 +1,1 @@
-"""A run's session, the completers over it, and the lock that keeps two runs apart."""
+"""A run's session, the completers that use it, and the lock that keeps two runs apart."""

@@ -1,8 +1,8 @@
-"""Completers: the two ways to complete a request, from the store alone or with the endpoint behind it.
+"""Completers, which complete a request from the store alone, or from the store with a session behind it.
 
-A fallback's answer has the key that it would have if the fallback were the role's model, so whatever config asks that
-model the same has it for nothing. It stands in for the model's own answer where the store says why that one cannot be
-had: a rerun goes on with what stood in, and asks neither model again.
+A fallback's answer has the key that it would have if the fallback were the role's model, so that any config with that
+model and the same request reuses it. It stands in for the model's own answer where the store has an error instead of
+that one: a rerun reuses the fallback's answer, and requests neither again.
 """
 
 import asyncio
@@ -24,25 +24,25 @@ from malt.llm.store.samples import ASIDE, Store
 
 
 class StoreCompleter:
-    """A `Complete` over the store alone: a question's trees are grown again without a request."""
+    """A `Complete` over the store alone, which grows a question's trees again without requests."""
 
     def __init__(self, known: dict[str, StoredSample]) -> None:
         self.known = known
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Return the stored samples; raises `RequestFailed` with those there are where one is missing."""
+        """Return the stored samples. Raises `RequestFailed`, with those that are stored, where one is missing."""
         return self.read(request, fresh=frozenset())
 
     def missing(self, request: CompletionRequest) -> list[int]:
         return [sample for sample in range(request.count) if self.answer(request, sample) is None]
 
     def answer(self, request: CompletionRequest, sample: int) -> StoredSample | None:
-        """Return the answer that counts: the model's own, else that of a fallback where those before it failed."""
+        """Return the row with the answer: the model's own, or a fallback's where all models before it failed."""
         rows = (self.known.get(asked.keys[sample]) for asked in with_fallbacks(request))
         return next((row for row in rows if row is None or row.response is not None), None)
 
     def read(self, request: CompletionRequest, fresh: Collection[int]) -> list[Completion]:
-        """Read a request's samples out of what is known; `fresh` ones were asked for in this run."""
+        """Read a request's samples from the known rows; the samples in `fresh` were requested in this run."""
         answers = {sample: self.answer(request, sample) for sample in range(request.count)}
         completed = {sample: self._read(row, cached=sample not in fresh) for sample, row in answers.items() if row}
         if len(completed) < request.count:
@@ -59,7 +59,7 @@ class StoreCompleter:
 
 
 def with_fallbacks(request: CompletionRequest) -> Iterator[CompletionRequest]:
-    """Yield a request as it is put to its model, then to that model's fallbacks."""
+    """Yield the request to its own model, then the same request to each fallback."""
     yield request
     for model in request.model.backups:
         yield replace(request, model=model)
@@ -70,7 +70,7 @@ def make_store_completer(store: Store, question_ids: Iterable[str]) -> StoreComp
 
 
 class RecordingCompleter:
-    """A `Complete` that notes what is asked for."""
+    """A `Complete` that records the requests it passes on."""
 
     def __init__(self, complete: Complete) -> None:
         self.complete = complete
@@ -87,17 +87,17 @@ EVERY_ROLE = frozenset(Role)
 def make_completer(
     session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE, run: str = ""
 ) -> "SessionCompleter":
-    """Return what some questions of a run ask with: it knows their stored samples, and counts what they use."""
+    """Return a completer for some questions of a run, which loads their stored samples and counts their usage."""
     ids = list(question_ids)
-    under_way = session.batch_store.find_open(ids)  # before the rows: what is answered leaves the batches
+    under_way = session.batch_store.find_open(ids)  # before the rows: an answered sample leaves its batch
     return SessionCompleter(session, session.store.rows(ids), asks, run, under_way)
 
 
 class SessionCompleter(StoreCompleter):
-    """A `Complete` that asks for what is not stored, where the role is one that may be asked.
+    """A `Complete` that requests the samples that are not stored, for the roles in `asks`.
 
-    Made for a set of questions, whose rows it keeps at hand. What lies in a batch, by key in `under_way`, it does not
-    ask for beside it: that raises `ConfigError`.
+    It belongs to a set of questions, whose rows it keeps in memory. It raises `ConfigError` rather than request samples
+    that are in an open batch (by key in `under_way`).
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class SessionCompleter(StoreCompleter):
         self._fresh: dict[str, Completion] = {}
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Return the samples, asking for the missing ones; callable from any loop."""
+        """Return the samples, requesting the missing ones; callable from any loop."""
         return await self.session.call(self._complete(request))
 
     async def _complete(self, request: CompletionRequest) -> Sequence[Completion]:
-        async with self._locks.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
+        async with self._locks.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are sent once
             missing = self.missing(request)
             self._count_stored(request)
             if missing and request.role in self.asks:
@@ -131,14 +131,14 @@ class SessionCompleter(StoreCompleter):
         return self.read(request, fresh=missing)
 
     def _count_stored(self, request: CompletionRequest) -> None:
-        """Count what the store had: each sample once, though growth may ask for it again with further siblings."""
+        """Count the samples from the store, each once, though growth may request it again with further siblings."""
         new = [sample for sample, key in enumerate(request.keys) if key not in self._counted]
         self._counted.update(request.keys)
         stored = [sample for sample in new if self.answer(request, sample) is not None]
         self.tally.add(request.role, Usage(cached_completions=len(stored)))
 
     async def _ask_in_turn(self, request: CompletionRequest, missing: Sequence[int]) -> None:
-        """Ask the model, then its fallbacks for what is still missing."""
+        """Request samples from the model, then those still missing from its fallbacks."""
         left, fallbacks = missing, len(request.model.fallbacks)
         for place, asked in enumerate(with_fallbacks(request)):
             buy = partial(self._request_run, asked, has_spare=place < fallbacks)
@@ -147,16 +147,16 @@ class SessionCompleter(StoreCompleter):
                 return
 
     async def _request_run(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> None:
-        """Ask for a run of siblings at once, and singly for those that the provider left out."""
-        had = await self._request_samples(request, first, count, has_spare=has_spare)
-        left = range(first + had, first + count) if had else range(0)
+        """Request consecutive siblings at once, then each that the provider left out by itself."""
+        answered = await self._request_samples(request, first, count, has_spare=has_spare)
+        left = range(first + answered, first + count) if answered else range(0)
         await gather_all(self._request_samples(request, sample, 1, has_spare=has_spare) for sample in left)
 
     async def _request_samples(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
-        """Ask, remember what came or why nothing did, and return how many samples came."""
+        """Request samples, keep their rows (answers or errors), and return the number of answers."""
         self._raise_if_under_way(request.keys[first : first + count])
         drawn = self.with_draw(request, first)
-        has_failed = any(key in self.known for key in request.keys[first : first + count])  # a row, and no answer
+        has_failed = any(key in self.known for key in request.keys[first : first + count])  # a row without an answer
         rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare, has_failed=has_failed)
         self.known.update((row.key, row) for row in rows)
         bought = {row.key: read_sample(row, cached=False) for row in rows if row.response is not None}
@@ -169,22 +169,22 @@ class SessionCompleter(StoreCompleter):
         return (None if cached else self._fresh.pop(row.key, None)) or super()._read(row, cached=cached)
 
     def _raise_if_under_way(self, keys: Sequence[str]) -> None:
-        """End the run rather than pay twice."""
+        """Stop the run where samples are in an open batch, rather than pay for them twice."""
         for batch in (self.under_way[key] for key in keys if key in self.under_way):
             self.session.stopped = self.session.stopped or ConfigError(
-                f"dataset {batch.dataset}: what is missing is under way in batch {batch.label}, and would be paid for "
-                'twice; collect it with run.mode = "batch", or let it go with: '
+                f"dataset {batch.dataset}: missing samples are under way in batch {batch.label}, and would be paid for "
+                'twice; collect them with run.mode = "batch", or abandon the batch with: '
                 f"malt batches --forget {batch.label}"
             )
             raise self.session.stopped
 
     def with_draw(self, request: CompletionRequest, first: int) -> CompletionRequest:
-        """Return a request with how often answers to its samples, from `first` on, were set aside."""
+        """Return the request with its `draw`: the number of answers to sample `first` that were set aside."""
         return replace(request, draw=self._draws[request.keys[first]])
 
 
 def read_sample(row: StoredSample, *, cached: bool) -> Completion:
-    """Read a row that has an answer. Raises `StoreError` where it is not what a session wrote."""
+    """Read a row that has an answer. Raises `StoreError` where the row is damaged."""
     try:
         return read_response(
             row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached, run=row.run
@@ -202,7 +202,7 @@ def measure_usage(completion: Completion) -> Usage:
 
 
 def group_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Group ascending numbers into runs without a gap, each as (first, how many)."""
+    """Group ascending numbers into consecutive runs, each as (first, count)."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and sum(runs[-1]) == number:

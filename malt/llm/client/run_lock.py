@@ -1,7 +1,7 @@
-"""The run lock: one run at a time grows a dataset and the next one waits, so that no two pay for the same.
+"""The run lock: one run at a time grows a dataset, so that no two runs pay for the same answers; the others wait.
 
-It is a lock beside an SQLite store or of a PostgreSQL session: whoever holds it loses it by ending, however that
-happens. It goes by the dataset's name; datasets of two names that ask the same are not kept apart.
+It is a file lock beside an SQLite store, or an advisory lock of a PostgreSQL session: both are released when the owner
+ends, even if it crashes. The lock goes by the dataset's name; two datasets with equal requests are not kept apart.
 """
 
 import asyncio
@@ -25,33 +25,33 @@ from malt.llm.client.session import STOP_SECONDS, is_asking
 from malt.llm.store.database import describe_error, open_engine
 
 LOOK_EVERY_S = 0.25
-"""Seconds between two attempts of a waiting run to take the lock."""
+"""Seconds between two attempts of a waiting run to acquire the lock."""
 KEEP_EVERY_S = 1.0
-"""Seconds between two checks that the lock was not lost with the connection."""
+"""Seconds between two checks that the lock is still held."""
 GRACE_S = 3 * KEEP_EVERY_S
-"""Seconds for which waiters leave a database that was away to the run that had the lock before."""
+"""Seconds after a database comes back in which waiters let the previous owner acquire the lock again."""
 
 _UNKNOWN = "another run of it"
 _MOST_NAME_BYTES = 63
-"""Bytes that PostgreSQL keeps of what a session is called."""
+"""Bytes that PostgreSQL keeps of a session's application name."""
 _KEEPALIVES = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
-"""Settings by which the server notices within a minute that the owner's machine is gone."""
+"""Settings with which the server detects within a minute that the owner's machine is gone."""
 
 log = logging.getLogger(__name__)
 
 
 ShowWait = Callable[[str | None], Awaitable[None]]
-"""Is told what is waited for whenever that changes, and None once the wait is over."""
+"""Callback that receives what the run waits for (the lock's owner or the store) at each change, None at the end."""
 
 
 @asynccontextmanager
 async def hold_run_lock(
     name: str, settings: Settings, who: str, show_wait: ShowWait | None = None
 ) -> AsyncIterator[None]:
-    """Hold the lock of dataset `name` in this store, once all runs before have ended. Not re-entrant.
+    """Acquire the lock of dataset `name` in this store, waiting for its owner, and hold it. Not re-entrant.
 
-    What is waited for is logged. `who` is what others that wait are told. Raises `StoreError` where the store cannot
-    be used; once begun, a run goes on without its lock where that is lost.
+    The owner is logged during the wait; `who` describes this run to other waiters. Raises `StoreError` where the store
+    cannot be used. A run that loses its lock later goes on without it.
     """
     lock = _make_lock(name, settings, f"{who}, process {os.getpid()} on {socket.gethostname()}")
     try:
@@ -71,27 +71,27 @@ async def hold_run_lock(
 
 
 async def _acquire(lock: "FileLock | _AdvisoryLock", name: str, show_wait: ShowWait | None) -> None:
-    told = None
+    shown = None
     while (holder := lock.take()) is not None:
-        if told is None or holder not in ("", told):  # not known for a moment, as it changes hands
+        if shown is None or holder not in ("", shown):  # empty for a moment as the lock changes hands
             log.warning("dataset %s: waiting for %s", name, holder or _UNKNOWN)
             if show_wait is not None:
                 await show_wait(holder or _UNKNOWN)
-            told = holder
+            shown = holder
         await asyncio.sleep(LOOK_EVERY_S)
-    if told is not None and show_wait is not None:
+    if shown is not None and show_wait is not None:
         await show_wait(None)
 
 
 async def _wait_until_stored() -> None:
-    """Wait until the store has what this process still gets, as long as a session may take to stop."""
+    """Wait until answers in flight are stored, at most as long as a session may take to stop."""
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline and is_asking():  # noqa: ASYNC110
         await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _keep_held(lock: "FileLock | _AdvisoryLock", name: str) -> None:
-    """Take a lock again whenever it is lost."""
+    """Check the lock regularly, and acquire it again where it was lost."""
     is_held = True
     while True:
         await asyncio.sleep(KEEP_EVERY_S)
@@ -110,17 +110,17 @@ def _make_lock(name: str, settings: Settings, who: str) -> "FileLock | _Advisory
     try:
         return FileLock(path, who)
     except OSError as error:
-        raise StoreError(f"{path}, which keeps two runs apart, cannot be opened: {error.strerror}") from error
+        raise StoreError(f"the run lock {path} cannot be opened: {error.strerror}") from error
 
 
 class _AdvisoryLock:
-    """An advisory lock of a database session, which is called after who has it; the server lets go of it at its end."""
+    """Advisory lock of a PostgreSQL session whose application name describes the owner; it ends with the session."""
 
     def __init__(self, engine: sa.Engine, name: str, who: str, patience_s: float) -> None:
         self._patience_s = patience_s
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         digest = hashlib.sha256(f"malt run lock {name}".encode()).digest()
-        self._number = int.from_bytes(digest[:8]) >> 1  # 63 bits, the same for all who use the database
+        self._number = int.from_bytes(digest[:8]) >> 1  # 63 bits, as PostgreSQL's lock numbers are signed
         self._settings = {**_KEEPALIVES, "application_name": who.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")}
         self._session: sa.Connection | None = None
         self._is_held = self._was_held = self._is_released = False
@@ -129,9 +129,9 @@ class _AdvisoryLock:
         self._one_at_a_time = threading.Lock()
 
     def take(self) -> str | None:
-        """Take it, or make sure that it is still held: None where it is, else what is to be waited for, if known.
+        """Acquire the lock, or check that it is still held; return None if so, else what to wait for, "" where unknown.
 
-        A session that was lost is begun anew; once released it is not taken again, whichever thread still tries to.
+        A lost session is replaced by a new one. After `release`, calls from other threads have no effect.
         """
         with self._one_at_a_time:
             if self._is_released:
@@ -172,14 +172,14 @@ class _AdvisoryLock:
         if not self._was_held:
             self._not_before = now + GRACE_S
             if now - self._away_since > self._patience_s:
-                told = describe_error(self._engine.url.render_as_string(), error)
-                raise StoreLost(f"{told}; waited {self._patience_s:g} s for it") from error
+                reason = describe_error(self._engine.url.render_as_string(), error)
+                raise StoreLost(f"{reason}; waited {self._patience_s:g} s for it") from error
         return "the store, which cannot be used just now"
 
     def _end(self) -> None:
         self._is_held = False
         if self._session is not None:
-            self._session.invalidate()  # else the pool would keep the session, and that the lock
+            self._session.invalidate()  # otherwise the pool would keep the session, which would keep the lock
             self._session.close()
             self._session = None
 
@@ -188,4 +188,4 @@ _HOLDER = sa.text(
     "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND granted "
     "AND datname = current_database() AND database = datid AND classid = :high AND objid = :low AND objsubid = 1"
 )
-"""Owner of the advisory lock with these halves of a number."""
+"""Query for the owner of an advisory lock, by the two halves of its number."""

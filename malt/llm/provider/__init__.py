@@ -1,1 +1,1 @@
-"""LiteLLM and the embedded model; their errors become ours."""
+"""Providers: LiteLLM, OpenAI-compatible HTTP, the embedded model, and the translation of their errors."""

@@ -1,6 +1,6 @@
-"""One HTTP request to one model through LiteLLM: what is sent, and the raw answer with its cost.
+"""One HTTP request to one model: its arguments, and the raw response with its cost.
 
-When to ask, how often and how fast is limiter.py's; reading what came back is response.py's.
+limiter.py decides when to send and to retry; response.py reads the response.
 """
 
 import asyncio
@@ -43,31 +43,31 @@ _OWN_KEYS = frozenset(
     | {"timeout", "response_format", "fallbacks", "api_base", "base_url", "api_key", "num_retries", "max_retries"}
     | {"drop_params", "mock_response", "custom_llm_provider"}
 )
-"""Keys that `extra` may not set: the config has a key of its own for them, or they are not the user's to set."""
+"""Keys that `extra` may not set: the config has its own key for them, or they are internal to this module."""
 
 NO_KEY = "none"
-"""Sent to servers that ask for a key and take any."""
+"""API key for servers that require one and accept any."""
 _UNCAPPED = Limits()
 _MOST_USD = 10_000.0
-"""No request costs as much; a provider that says so is mistaken."""
+"""Bound on a plausible cost of one request; a higher one reported by a provider is ignored as a mistake."""
 _NO_TIMEOUT_S = 86_400.0
-"""For LiteLLM: `send` has a time-out of its own, which does not run while the process is stopped."""
+"""Time-out given to LiteLLM, too long to matter: `send` has its own, which pauses while the process is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One response, raw: it is stored before anything reads it."""
+    """One raw response, which is stored before anything reads it."""
 
     response: dict[str, JsonValue]
-    """The whole chat-completion body as LiteLLM gives it back."""
+    """The whole chat-completion body as received, less the choices that the provider broke off."""
     latency_s: float
     cost_usd: float | None
-    """Of the whole request: as the provider reported, else by LiteLLM's prices, else None; 0 for the embedded model."""
+    """Cost of the whole request: the provider's figure, else by LiteLLM's prices, else None; 0 if embedded."""
     granted: AdvertisedLimits = NO_LIMITS
 
     @property
     def total_tokens(self) -> int | None:
-        """Tokens of prompt and completions, as the provider counted; None where it did not."""
+        """Tokens of prompt and completions as counted by the provider, or None."""
         usage = self.response.get("usage")
         if not has_usage(usage):
             return None
@@ -80,17 +80,17 @@ class Reply:
 
 
 async def send(request: CompletionRequest, first: int, count: int) -> Reply:
-    """Ask for samples first … first+count-1 in one HTTP request, without retries; the provider may return fewer.
+    """Request samples first … first+count-1 in one HTTP request, without retries; the provider may return fewer.
 
-    Raises a class of faults.py for limiter.py and its callers to act on; `ConfigError` for a wrong key, model or
-    parameter and `RunStopped` for an empty account: those end the run.
+    Raises a class of faults.py for limiter.py and its callers to act on. `ConfigError`, for a wrong key, model or
+    parameter, and `AccountEmpty` end the run.
     """
     while True:
         route = await find_route(request.model)
         arguments = build_arguments(request, route, first, count)
         if not (embedded.is_embedded(request.model.model) and route.api_base):
             return await _send(request, route, arguments, count)
-        async with embedded.asking(route.api_base, request.model.model) as lane:
+        async with embedded.hold_lane(route.api_base, request.model.model) as lane:
             if lane is not None:
                 at = f"{lane.address}/v1"
                 own = {"api_base": at, "cache_prompt": lane.is_new(repr(request.messages))}
@@ -104,7 +104,7 @@ async def _send(request: CompletionRequest, route: Route, arguments: Mapping[str
     try:
         body, headers = await within(model.timeout_s, _complete(route, arguments))
     except Exception as error:
-        # `from None`: what LiteLLM raises, and what that came from, may quote the key
+        # `from None`: LiteLLM's error, and its causes, may quote the key
         raise classify_error(error, model, route, count, has_schema="response_format" in arguments) from None
     latency_s = time.perf_counter() - started
     try:
@@ -112,8 +112,8 @@ async def _send(request: CompletionRequest, route: Route, arguments: Mapping[str
     except MaltError:
         raise
     except Exception as error:
-        said = tidy_reason(f"{type(error).__name__}: {error}", model)
-        raise Unusable(f"{name_endpoint(model)}: the answer cannot be read ({said})") from None
+        reason = tidy_reason(f"{type(error).__name__}: {error}", model)
+        raise Unusable(f"{name_endpoint(model)}: the answer cannot be read ({reason})") from None
 
 
 async def _complete(route: Route, arguments: Mapping[str, object]) -> HttpReply:
@@ -133,21 +133,21 @@ async def _read_reply(
 ) -> Reply:
     response = take_answers(body, model)
     if embedded.is_embedded(model.model) and route.api_base:
-        with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
+        with suppress(OSError):  # the answer itself has arrived; without a count its tokens are unknown
             await asyncio.to_thread(embedded.count_choices, route.api_base, response)
     route.has_siblings = route.has_siblings or len(as_list(response["choices"])) > 1
     return Reply(response, latency_s, compute_cost(model, response.get("usage")), granted)
 
 
 def take_answers(body: object, model: ModelSpec) -> dict[str, JsonValue]:
-    """Return a response with the choices that are answers, without those that the provider broke off.
+    """Return a response without the choices that the provider broke off.
 
-    Raises `Unavailable` where none is left, with the provider's own words.
+    Raises `Unavailable` or `RateLimited`, with the provider's own words, where none is left.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(choices, list) or not choices:
-        said = read_error(body) or "answered without choices"
-        raise _make_unanswered(said, model, body)
+        reason = read_error(body) or "answered without choices"
+        raise _make_unanswered(reason, model, body)
     faults = [find_fault(choice) for choice in choices]
     answers = [choice for choice, fault in zip(choices, faults, strict=True) if fault is None]
     if not answers:
@@ -155,19 +155,19 @@ def take_answers(body: object, model: ModelSpec) -> dict[str, JsonValue]:
     return {**body, "choices": answers}
 
 
-def _make_unanswered(said: str, model: ModelSpec, body: object) -> MaltError:
-    """Return the error of a response without an answer: billed, perhaps, but for a limit told this way."""
+def _make_unanswered(reason: str, model: ModelSpec, body: object) -> MaltError:
+    """Return the error for a response without an answer: a rate limit in its body, else perhaps billed."""
     error = body.get("error") if isinstance(body, dict) else None
-    reason = f"{name_endpoint(model)}: {tidy_reason(said, model)}"
+    message = f"{name_endpoint(model)}: {tidy_reason(reason, model)}"
     if isinstance(error, dict) and error.get("code") == 429:
-        return RateLimited(reason)
-    return Unavailable(reason, perhaps_billed=True, has_answered=isinstance(body, dict))
+        return RateLimited(message)
+    return Unavailable(message, perhaps_billed=True, has_answered=isinstance(body, dict))
 
 
 def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
-    """Find what is wrong with a declaration without asking the model; under a cap its worst case must be known.
+    """Raise `ConfigError` for a fault in a model's config, found without a request.
 
-    Raises `ConfigError`.
+    Under a cap, the worst case of a request must be computable.
     """
     _check_extra(model)
     read_key(model)
@@ -180,8 +180,8 @@ def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
 
 def _check_extra(model: ModelSpec) -> None:
     if owned := sorted(_OWN_KEYS & model.extra.keys()):
-        said = f"extra may not set {', '.join(owned)}"
-        raise ConfigError(f"{model.model}: {said}; use the config's own key if it has one")
+        problem = f"extra may not set {', '.join(owned)}"
+        raise ConfigError(f"{model.model}: {problem}; use the config's own key if it has one")
 
 
 def _check_hosted(model: ModelSpec, provider: str) -> None:
@@ -197,7 +197,7 @@ def takes_siblings(model: ModelSpec) -> bool:
 
 
 def find_price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
-    """Return what LiteLLM's list says a token costs, asked directly or in a batch; None where it knows no price."""
+    """Return LiteLLM's listed price of a token, in a direct request or in a batch; None where it lists none."""
     if embedded.is_embedded(model.model):
         return Prices(0.0, 0.0)
     listed = look_up_prices(model.model)
@@ -205,19 +205,19 @@ def find_price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
 
 
 def warm_up() -> None:
-    """Import LiteLLM now, while there is something else to wait for; the first request would take seconds longer."""
+    """Import LiteLLM ahead of the first request, which would otherwise take seconds longer."""
     import_litellm()
 
 
 async def close() -> None:
-    """Close LiteLLM's connections; those of the running loop, so call it there."""
+    """Close the connections of the running loop: call it on the loop that sent the requests."""
     if import_litellm.cache_info().currsize:
         await import_litellm().close_litellm_async_clients()
     await openai_compatible.close_client()
 
 
 def read_key(model: ModelSpec) -> str | None:
-    """Read the key from the environment, now. Raises `ConfigError` where the named variable is not set."""
+    """Read the API key from the environment. Raises `ConfigError` where the named variable is not set."""
     if model.api_key_env is None:
         return None
     if not (key := os.environ.get(model.api_key_env)):
@@ -230,11 +230,11 @@ def _check_caps(model: ModelSpec, limits: Limits) -> None:
         raise ConfigError(f"limits.max_cost_usd is set, but the price of {model.model} is not known; remove the cap")
     costs = limits.max_cost_usd is not None and find_price(model) != Prices(0.0, 0.0)
     if model.max_tokens is None and (costs or limits.max_tokens_total is not None):
-        raise ConfigError(f"limits has a cap, but {model.model} has no max_tokens to reckon with; set it")
+        raise ConfigError(f"limits has a cap, but {model.model} has no max_tokens, so a worst case is unknown; set it")
 
 
 def _check_key(model: ModelSpec, provider: str) -> None:
-    """Complain of a missing key. Credentials that are not keys (AWS profiles, say) are left to the provider."""
+    """Raise for a missing API key. Credentials of other kinds (AWS profiles, say) are left to the provider."""
     if model.api_key_env or model.api_key_block or not is_own_address(model, provider):
         return
     missing = import_litellm().validate_environment(model.model)["missing_keys"]
@@ -259,7 +259,7 @@ def _sampling_arguments(model: ModelSpec) -> dict[str, JsonValue]:
 
 
 def build_arguments(request: CompletionRequest, route: Route, first: int, count: int) -> dict[str, object]:
-    """Return what LiteLLM is called with. Raises `NoSiblings` where the provider has no `n`."""
+    """Return the arguments of LiteLLM's `acompletion`. Raises `NoSiblings` where the provider has no `n`."""
     model = request.model
     arguments: dict[str, object] = {
         "model": route.name,
@@ -271,7 +271,7 @@ def build_arguments(request: CompletionRequest, route: Route, first: int, count:
         "num_retries": 0,
         "no-log": True,
         **_sampling_arguments(model),
-        **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and these are part of every key
+        **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and `extra` is part of every sample's key
     }
     if count > 1:
         if "n" not in route.supported:
@@ -285,7 +285,10 @@ def build_arguments(request: CompletionRequest, route: Route, first: int, count:
 
 
 def default_key(model: ModelSpec, route: Route) -> str | None:
-    """Return the key of a model without `api_key_env`: None where LiteLLM finds it, none where it belongs elsewhere."""
+    """Return the API key for a model without `api_key_env`.
+
+    None leaves it to LiteLLM; `NO_KEY` keeps the provider's own key from being sent to another address.
+    """
     if model.api_key_block:
         raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
     if embedded.is_embedded(model.model):
@@ -299,7 +302,7 @@ def default_key(model: ModelSpec, route: Route) -> str | None:
 
 
 def _derive_seed(request: CompletionRequest, first: int) -> int:
-    """Return 31 bits that depend on the base seed, the node, the first sample asked for and how often it was before."""
+    """Return a 31-bit seed derived from the base seed, the node, the first sample and the number of earlier draws."""
     identity: dict[str, JsonValue] = {
         "seed": request.model.seed,
         "question_id": request.question_id,
@@ -316,7 +319,7 @@ def _make_response_format(schema: type[BaseModel]) -> object:
 
 
 def compute_cost(model: ModelSpec, usage: JsonValue, *, batched: bool = False) -> float | None:
-    """Return the cost of a request from its usage: as the provider reports it, else by LiteLLM's prices."""
+    """Return the cost of a request from its usage: the provider's figure, else by LiteLLM's prices, else None."""
     if embedded.is_embedded(model.model):
         return 0.0
     reported = usage.get("cost") if isinstance(usage, dict) else None
@@ -325,7 +328,7 @@ def compute_cost(model: ModelSpec, usage: JsonValue, *, batched: bool = False) -
     if not has_usage(usage) or find_price(model) is None:
         return None
     litellm = import_litellm()
-    with suppress(Exception):  # details of a usage that LiteLLM cannot read make the cost an unknown one
+    with suppress(Exception):  # where LiteLLM cannot read the details of a usage, the cost is unknown
         counted = litellm.Usage(**usage)
         if batched:
             return float(sum(litellm.cost_calculator.batch_cost_calculator(counted, model.model)))

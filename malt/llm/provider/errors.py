@@ -1,4 +1,4 @@
-"""Errors of providers and connections, translated into the classes of faults.py and into errors that end the run."""
+"""Translation of provider and connection errors into the classes of faults.py and into errors that end the run."""
 
 import json
 import re
@@ -19,13 +19,13 @@ from malt.llm.response import clean_text, read_error
 
 _LONGEST_REASON = 300
 _GAVE_UP_WAITING = (504, 524)
-"""What gateways say while the provider may still generate."""
+"""Statuses with which a gateway times out while the provider may still be generating."""
 
 
 def classify_error(
     error: Exception, model: ModelSpec, route: Route, count: int = 1, *, has_schema: bool = False
 ) -> MaltError:
-    """Say what an error means to the run, where `count` samples were asked for; `has_schema`: with one."""
+    """Return our error for a failed request for `count` samples; `has_schema`: the request had a JSON schema."""
     status, place = getattr(error, "status_code", None), name_endpoint(model)
     if isinstance(error, TimeoutError | import_litellm().Timeout):
         return Unavailable(f"{place} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
@@ -36,10 +36,10 @@ def classify_error(
     if unusable := next((cause for cause in _causes(error) if isinstance(cause, Unusable)), None):
         return Unusable(f"{place}: {unusable}")
     reason = f"{place}: {read_reason(error, model)}"
-    if ended := _classify_fatal(error, model, route, reason):
-        return ended
+    if fatal := _classify_fatal(error, model, route, reason):
+        return fatal
     if status == 429:
-        too_large = "request too large" in str(error).lower()  # larger than a minute's tokens: waiting never helps
+        too_large = "request too large" in str(error).lower()  # it exceeds the tokens of a minute: waiting never helps
         return Rejected(reason) if too_large else RateLimited(reason, read_retry_after(_read_headers(error)))
     if isinstance(status, int) and 400 <= status < 500 and status not in {408, 409, 425}:
         return _classify_refusal(error, route, count, reason, has_schema=has_schema)
@@ -47,7 +47,7 @@ def classify_error(
 
 
 def translate_error(error: Exception, route: Route) -> Exception:
-    """Return LiteLLM's own class of an error; of a refusal only where it tells more than its status."""
+    """Return LiteLLM's translation of an error; for a refusal only where that says more than the HTTP status."""
     litellm = import_litellm()
     try:
         litellm.exception_type(route.name.partition("/")[2], error, "openai")
@@ -61,13 +61,13 @@ def translate_error(error: Exception, route: Route) -> Exception:
 
 
 def _classify_fatal(error: Exception, model: ModelSpec, route: Route, reason: str) -> MaltError | None:
-    """Return the error that no other request of this run would escape either."""
+    """Return the error that ends the run, since every other request would meet it too; else None."""
     text = str(error).lower() + str(getattr(error, "body", "")).lower()
     match getattr(error, "status_code", None):
         case 401:
             if model.api_key_env is None and not route.gets_own_key:
-                return ConfigError(f"{name_endpoint(model)} asks for a key (401), and none is sent there unless it is "
-                                   "named: set api_key_env")  # fmt: skip
+                return ConfigError(f"{name_endpoint(model)} asks for a key (401); only a key named in the config is "
+                                   "sent there: set api_key_env")  # fmt: skip
             named = f"in {model.api_key_env}" if model.api_key_env else "in the environment"
             return ConfigError(f"{name_endpoint(model)} refused the key {named} (401); set one that is valid there")
         case 402:
@@ -81,13 +81,13 @@ def _classify_fatal(error: Exception, model: ModelSpec, route: Route, reason: st
         case 301 | 302 | 303 | 307 | 308 as status:
             target = redact(clean_text(str(_read_headers(error).get("location", ""))))[:_LONGEST_REASON]
             return ConfigError(
-                f"{name_endpoint(model)} redirects to {target} ({status}); set api_base to where prompts are to go"
+                f"{name_endpoint(model)} redirects to {target} ({status}); set api_base to the address for prompts"
             )
     return None
 
 
 def _classify_refusal(error: Exception, route: Route, count: int, reason: str, *, has_schema: bool) -> MaltError:
-    """Tell a bad prompt from a provider that cannot do what was asked beside it."""
+    """Tell a rejected prompt from a provider that does not support `n` or a JSON schema."""
     litellm, text = import_litellm(), str(error)
     if isinstance(error, litellm.ContextWindowExceededError | litellm.ContentPolicyViolationError):
         return Rejected(reason)
@@ -100,12 +100,12 @@ def _classify_refusal(error: Exception, route: Route, count: int, reason: str, *
 
 
 def _never_connected(error: BaseException) -> bool:
-    """Whether nobody answered at all: connection refused, no such host."""
+    """Whether no connection was made: refused, or no such host."""
     return any(isinstance(cause, ConnectionRefusedError | ClientConnectorError) for cause in _causes(error))
 
 
 def _was_cut_off(error: BaseException) -> bool:
-    """Whether the provider may have answered, and the answer was lost or cannot be read: no status of its own came."""
+    """Whether an answer may have been generated and lost, or is unreadable: all but the provider's own 5xx."""
     is_lost = any(isinstance(cause, TransportError) for cause in _causes(error))
     status = getattr(error, "status_code", 0)
     return is_lost or status in _GAVE_UP_WAITING or not status >= 500
@@ -122,7 +122,7 @@ def _read_headers(error: Exception) -> Mapping[str, str]:
 
 
 def read_reason(error: Exception, model: ModelSpec) -> str:
-    """Return what the provider itself said, tidied."""
+    """Return the provider's own message, without wrappers of LiteLLM, keys and line breaks."""
     text = re.sub(r"^(litellm\.\w+: |\w+Error: |\w+Exception - )+", "", str(error)) or type(error).__name__
     with suppress(ValueError, RecursionError):
         text = read_error(json.loads(text)) or text
@@ -131,11 +131,11 @@ def read_reason(error: Exception, model: ModelSpec) -> str:
 
 
 def tidy_reason(text: str, model: ModelSpec) -> str:
-    """Return a provider's words without keys, in one line of at most 300 characters."""
+    """Return a provider's message without keys, on one line of at most 300 characters."""
     named = [model.api_key_env] if model.api_key_env else []
     return " ".join(redact(clean_text(text), named).split())[:_LONGEST_REASON]
 
 
 def name_endpoint(model: ModelSpec) -> str:
-    """Name a model and where it is served."""
+    """Return a model's name, and its address if it has one."""
     return f"{model.model} at {redact(model.api_base)}" if model.api_base else model.model

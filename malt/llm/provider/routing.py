@@ -1,6 +1,6 @@
-"""LiteLLM itself: imported late and once, kept silent, asked how it reaches a model and what it knows of prices.
+"""The only import of LiteLLM, made when first needed; the route that it takes to a model, and its price list.
 
-The only import of it; call.py sends through it, errors.py reads its errors. Its own HTTP clients are bounded here.
+call.py sends requests through it and errors.py reads its errors. The size of its HTTP replies is bounded here.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from malt.llm.provider import embedded
 from malt.processes import paused_gc
 
 COMPATIBLE = "hosted_vllm"
-"""LiteLLM's name of a provider that speaks OpenAI's protocol and is reached without OpenAI's SDK."""
+"""LiteLLM's name for a provider that speaks OpenAI's protocol and is called without OpenAI's SDK."""
 
 
 class Prices(NamedTuple):
@@ -36,29 +36,30 @@ class Prices(NamedTuple):
 
 @dataclass
 class Route:
-    """How LiteLLM reaches a model, what that takes, and what this process has learned of it."""
+    """Route to a model: LiteLLM's name for it, its address, and the features that it is known to support."""
 
     name: str
     api_base: str | None
     supported: frozenset[str]
-    """OpenAI parameters that LiteLLM can pass on there."""
+    """OpenAI parameters that LiteLLM can pass on to the model."""
     takes_schema: bool
     gets_own_key: bool = True
-    """Whether the provider's own key may go there."""
+    """Whether the provider's default key may be sent to this address."""
     has_siblings: bool = False
+    """Whether one request is known to bring several samples (`n`)."""
     has_batches: bool = False
-    """Whether a call about batches was answered there."""
+    """Whether the address has answered a call of the batch API."""
 
     @property
     def is_compatible(self) -> bool:
-        """Whether the endpoint speaks OpenAI's own protocol, so that openai_compatible.py can ask it."""
+        """Whether the endpoint speaks OpenAI's protocol, so that openai_compatible.py can send its requests."""
         return self.name.startswith(f"{COMPATIBLE}/")
 
 
 @cache
 def import_litellm() -> ModuleType:
-    """Import LiteLLM: seconds, so never before it is needed, and silent, so that stdout stays the command's own."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network
+    """Import LiteLLM, and silence it. The import takes seconds, so call this only where LiteLLM is needed."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise the import downloads the price list
     with paused_gc():
         import litellm
         from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
@@ -73,12 +74,12 @@ def import_litellm() -> ModuleType:
 
 
 MOST_BYTES = 100_000_000
-"""The longest reply that is read, once unpacked."""
+"""Bytes of the longest reply that is read, after decompression."""
 _UNPACKED = ("content-encoding", "content-length", "transfer-encoding")
 
 
 def _bound_clients(handler: Any) -> None:  # noqa: ANN401 - LiteLLM is not typed
-    """Have every client that LiteLLM makes from now on bounded; all get their transport from this one method."""
+    """Bound the replies of all clients that LiteLLM makes from now on, by wrapping the maker of their transports."""
     make = handler.create_async_transport
 
     @wraps(make)
@@ -89,7 +90,7 @@ def _bound_clients(handler: Any) -> None:  # noqa: ANN401 - LiteLLM is not typed
 
 
 class _BoundedTransport(httpx.AsyncBaseTransport):
-    """Reads what another transport brings up to a size, and drops redirects to other hosts or out of TLS."""
+    """Transport that reads replies up to a size, and drops redirects to other hosts or out of TLS."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
@@ -111,7 +112,7 @@ class _BoundedTransport(httpx.AsyncBaseTransport):
 
 
 async def read_bounded(pieces: AsyncIterable[bytes], most: int = MOST_BYTES) -> bytes:
-    """Read a reply piece by piece as it is unpacked: a few bytes of gzip may stand for gigabytes. Raises `Unusable`."""
+    """Read a reply up to `most` decompressed bytes: a few bytes of gzip may hold gigabytes. Raises `Unusable`."""
     body = bytearray()
     async for piece in pieces:
         body += piece
@@ -125,7 +126,7 @@ _finding = threading.Lock()
 
 
 async def find_route(model: ModelSpec) -> Route:
-    """Find the way to a model, once; slow at first: it may import LiteLLM and start the embedded model."""
+    """Return the route to a model. The first call is slow: it may import LiteLLM and start the embedded model."""
     where = (model.model, model.api_base, model.weights)
     return _routes[where] if where in _routes else await asyncio.to_thread(_find_once, model)
 
@@ -149,7 +150,7 @@ def _make_route(model: ModelSpec) -> Route:
     if embedded.is_embedded(model.model):
         name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model, model.weights)
     elif provider == "openai" and api_base and not import_litellm().supports_reasoning(model.model):
-        # the same protocol without the OpenAI SDK; OpenAI's reasoning models keep it, for it renames their parameters
+        # avoid the OpenAI SDK, except for OpenAI's reasoning models: their route renames parameters
         name = f"{COMPATIBLE}/{model.model.removeprefix('openai/')}"
     _silence_price_search(name)
     gets_own_key, has_siblings = is_own_address(model, provider), embedded.is_embedded(model.model)
@@ -167,11 +168,11 @@ _ADDRESSES = {
     "replicate": "api.replicate.com",
     "text-completion-openai": "api.openai.com",
 }
-"""Hosts of providers whose address LiteLLM keeps to itself."""
+"""Hosts of providers whose address LiteLLM does not expose."""
 
 
 def is_own_address(model: ModelSpec, provider: str) -> bool:
-    """Say whether a model's `api_base` is where its provider's key belongs; where it has no place of its own, it is."""
+    """Whether `api_base` is the provider's own, so that its key may go there; True where no own address is known."""
     if model.api_base is None or embedded.is_embedded(model.model):
         return True
     named = (os.environ.get(f"{provider.upper()}_{name}") for name in ("API_BASE", "BASE_URL"))
@@ -184,31 +185,31 @@ def is_own_address(model: ModelSpec, provider: str) -> bool:
 
 @cache
 def look_up_prices(name: str) -> tuple[Prices, Prices] | None:
-    """Return the direct prices and those in a batch (half of them where the list has none of its own), or None.
+    """Return the direct and the batch prices of a model (half the direct ones where no others are listed), or None.
 
-    LiteLLM makes up an entry at 0 for what is only called like a model it knows (`openai/gpt-5.9`), and reads one
-    with prices by tier as 0; so what counts is what its list says itself.
+    Only the list's own fields count: LiteLLM makes up an entry at 0 for a name that resembles a model it knows
+    (`openai/gpt-5.9`), and reads an entry with tiered prices as 0.
     """
     listed = _find_listed(name)
-    given, said = listed.get("input_cost_per_token"), listed.get("output_cost_per_token")
-    if given is None or said is None:
+    prompt, completion = listed.get("input_cost_per_token"), listed.get("output_cost_per_token")
+    if prompt is None or completion is None:
         return None
-    direct = Prices(given, said)
+    direct = Prices(prompt, completion)
     own = (listed.get("input_cost_per_token_batches"), listed.get("output_cost_per_token_batches"))
     return direct, Prices(*(usual / 2 if price is None else price for price, usual in zip(own, direct, strict=True)))
 
 
 def _find_listed(name: str) -> dict[str, Any]:
     litellm = import_litellm()
-    with suppress(Exception):  # LiteLLM has no narrower class for "not listed" across its versions
+    with suppress(Exception):  # across its versions, LiteLLM has no narrower class for "not listed"
         return dict(litellm.model_cost.get(litellm.get_model_info(name)["key"], {}))
     return {}
 
 
 def _silence_price_search(name: str) -> None:
-    """Register an unlisted model at 0: LiteLLM looks for a price at every reply, and not finding it costs 0.5 ms.
+    """Register an unlisted model at price 0: LiteLLM looks up a price at every reply, and a failed search costs 0.5 ms.
 
-    The 0 is never read: `look_up_prices` remembers what was listed before.
+    The 0 is never used: `look_up_prices` has cached the result from before.
     """
     if look_up_prices(name) is None:
         free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "mode": "chat"}
@@ -216,7 +217,7 @@ def _silence_price_search(name: str) -> None:
 
 
 def find_provider(model: ModelSpec) -> str:
-    """Return LiteLLM's name of the provider. Raises `ConfigError` where it knows none."""
+    """Return LiteLLM's name for a model's provider. Raises `ConfigError` where it knows none."""
     try:
         return str(import_litellm().get_llm_provider(model.model, api_base=model.api_base)[1])
     except Exception:

@@ -1,1 +1,1 @@
-"""One limiter an endpoint."""
+"""Rate limiting, retries and the circuit breaker: one limiter per endpoint."""

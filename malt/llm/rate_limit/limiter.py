@@ -1,7 +1,7 @@
-"""One limiter for all requests to a model at one address: when each is sent, and when it is tried again.
+"""Limiter of all requests to one model at one address: it decides when each is sent and when it is retried.
 
-An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell and what its 429s
-have taught (rate.py). Waiting uses up no attempt and no time-out.
+An endpoint's rate is the lowest of the limits in its users' configs, those in its response headers, and the rate
+learned from its 429s (rate.py). Waiting uses up no attempt and no time-out.
 """
 
 import asyncio
@@ -27,22 +27,22 @@ log = logging.getLogger(__name__)
 
 _OUTAGE = "an outage; single requests probe"
 _MINUTE_S = 61.0
-"""Seconds over which a minute's grant is spread: requests arrive up to a second late, and so closer together."""
+"""Seconds over which a minute's quota is spread: requests arrive up to a second late, so some come closer together."""
 
 
 async def _begin_at_once() -> None:
-    """Begin without waiting."""
+    """Let a request begin at once: the default of `may_begin`."""
 
 
 class Endpoint:
-    """The limiter that all requests of a process to one model at one address with one key share.
+    """Limiter shared by all requests of a process to one model at one address with one key.
 
-    Requests of the question that came first are sent first. All methods belong to one event loop.
+    Requests of the question that arrived first are sent first. Call all methods on one event loop.
     """
 
     def __init__(self, limits: Limits, policy: Policy = PATIENT) -> None:
         self.siblings = True
-        """Whether several samples may be asked for in one request; callers note here what they learn."""
+        """Whether one request may ask for several samples (`n`); callers clear it when the provider refuses."""
         self.in_flight = 0
         self._throttle = ""
         self._users = [limits]
@@ -53,7 +53,7 @@ class Endpoint:
         self._window = float(min(policy.first_in_flight, limits.max_in_flight))
         self._slow_start, self._is_full = True, False
         self._latency_s = 0.0
-        self._paused_until = self._asked_until = self._told_until = 0.0
+        self._paused_until = self._retry_after_until = self._warned_until = 0.0
         self._cut_at = 0.0
         self._strikes = 0
         self._limited_since = math.inf
@@ -65,7 +65,7 @@ class Endpoint:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether it is down or unpaid, and asking on makes no sense."""
+        """Whether the endpoint is down or its account empty, so that further requests are pointless."""
         return self._given_up is not None
 
     @property
@@ -73,7 +73,7 @@ class Endpoint:
         return not self._users
 
     def enter(self, limits: Limits) -> None:
-        """Keep to these limits too: the lowest of all users' counts."""
+        """Add a user's limits: the lowest of all users' limits applies."""
         self._users.append(limits)
         self._limits = _intersect_limits(self._users)
         self._window = min(self._window, float(self._limits.max_in_flight))
@@ -83,20 +83,20 @@ class Endpoint:
         self._limits = _intersect_limits(self._users) if self._users else limits
 
     def wake_waiters(self) -> None:
-        """Wake the waiters, so that they check whether they may still begin."""
+        """Wake the waiting requests, so that they check whether they may still begin."""
         self._changed.set()
 
     @property
     def window(self) -> int:
-        is_limited = self._strikes > 1 or (self._strikes and self._asked_until)  # since when nothing was answered
+        is_limited = self._strikes > 1 or (self._strikes and self._retry_after_until)  # an answer resets both
         is_probing = self._breaker.is_out or is_limited
         return 1 if is_probing else int(self._window)
 
     @property
     def throttled_by(self) -> str:
         """Reason why the rate is not higher, for the progress line; empty where nothing is in flight."""
-        under_way = f"latency, {self.in_flight} of {self._limits.max_in_flight} in flight" if self.in_flight else ""
-        return self._throttle or under_way
+        latency = f"latency, {self.in_flight} of {self._limits.max_in_flight} in flight" if self.in_flight else ""
+        return self._throttle or latency
 
     async def call(
         self,
@@ -109,12 +109,12 @@ class Endpoint:
     ) -> MeteredT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
 
-        `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
-        question that always fails; without it each call counts as a question of its own. `may_begin` is waited for
-        before there is room, since what waits after that would all be sent in one moment. `has_failed`: an earlier run
-        asked this in vain, so that another failure is no sign of an outage.
+        `tokens` is the most that one attempt can take. `question` decides the order, and tells an outage from a
+        question that always fails; without it each call counts as a question of its own. `may_begin` is awaited
+        before room is taken: requests that waited after that would all be sent at once. `has_failed`: the request
+        failed in an earlier run, so that another failure is no sign of an outage.
 
-        Raises `RequestFailed` after the last attempt or a rejection, `EndpointDown` when an outage outlasts patience;
+        Raises `RequestFailed` after the last attempt or a rejection, and `EndpointDown` when an outage lasts too long;
         everything else that `attempt` raises goes through.
         """
         question = question or f"#{next(self._anonymous)}"
@@ -125,7 +125,7 @@ class Endpoint:
             await self._wait_for_room(tokens, question, may_begin)
             ticket = self._learned_rate.note_sent(now_s())
             try:
-                return await self._make(attempt, tokens, question, ticket)
+                return await self._make_attempt(attempt, tokens, question, ticket)
             except AccountEmpty as error:
                 self._given_up = error
                 raise
@@ -137,7 +137,7 @@ class Endpoint:
                     raise RequestFailed(f"{error}; gave up after {failures} attempts") from error
                 await asyncio.sleep(self._policy.backoff_after_s(failures))
 
-    async def _make(
+    async def _make_attempt(
         self, attempt: Callable[[], Awaitable[MeteredT]], tokens: int, question: str, ticket: Ticket
     ) -> MeteredT:
         used = 0
@@ -168,11 +168,11 @@ class Endpoint:
     def _tokens_per_minute(self) -> float | None:
         return self._lowest(self._limits.tokens_per_minute, self._advertised.tokens)
 
-    def _lowest(self, declared: float | None, told: float | None) -> float | None:
-        """Stay a little below this process's part of what headers tell: others may count differently."""
-        if told is not None:
-            told *= (1 - self._policy.rate_margin) / self._limits.sharers
-        return _least((declared, told))
+    def _lowest(self, declared: float | None, advertised: float | None) -> float | None:
+        """Stay a little below this process's share of an advertised limit: the provider may count differently."""
+        if advertised is not None:
+            advertised *= (1 - self._policy.rate_margin) / self._limits.sharers
+        return _least((declared, advertised))
 
     async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
         if self._limits.sharers > 1 and not (self.in_flight or self._lock.is_taken):
@@ -189,7 +189,7 @@ class Endpoint:
             self._take_turn(tokens, now_s())
 
     def _wait_s(self, now: float) -> float:
-        """Return how long the next request must wait at least; more when something changes. Raises `RunStopped`."""
+        """Return how long the next request must wait, unless `_changed` is set before. Raises `RunStopped`."""
         self._give_up_if_hopeless(now)
         until_down = min(self._breaker.down_at, self._limited_since + self._policy.limited_after_s) - now
         self._is_full = self.in_flight >= self.window
@@ -200,16 +200,16 @@ class Endpoint:
             (now, ""),
             (self._breaker.probe_at, _OUTAGE),
             (self._learned.ready_at, "limit, learned from 429s"),
-            (self._paused_until, "limit, learned from 429s" + self._describe_asked(": {} to wait", now)),
+            (self._paused_until, "limit, learned from 429s" + self._describe_retry_after(": {} to wait", now)),
             (self._requests.ready_at, f"limit, {self._requests_per_minute or 0:,.0f} requests a minute"),
             (self._tokens.ready_at, f"limit, {self._tokens_per_minute or 0:,.0f} tokens a minute"),
         )
         return min(until_down, ready_at - now)
 
-    def _describe_asked(self, text: str, now: float) -> str:
-        """Return a text with how long the endpoint asks to wait yet; empty where it does not."""
-        asked_s = self._asked_until - now
-        return text.format(_show_duration(asked_s)) if asked_s > 0 else ""
+    def _describe_retry_after(self, text: str, now: float) -> str:
+        """Fill the rest of the endpoint's Retry-After into a text; return "" where there is none."""
+        left_s = self._retry_after_until - now
+        return text.format(_show_duration(left_s)) if left_s > 0 else ""
 
     def _give_up_if_hopeless(self, now: float) -> None:
         stored = "What was paid for is stored: run again when"
@@ -220,13 +220,13 @@ class Endpoint:
         elif now >= self._limited_since + self._policy.limited_after_s:
             self._given_up = EndpointDown(
                 f"nothing but 429 (too many requests) for {self._policy.limited_after_s:g} s. {stored} the limit has "
-                f"passed{self._describe_asked(', which the endpoint says takes another {}', now)}"
+                f"passed{self._describe_retry_after(', which the endpoint says takes another {}', now)}"
             )
         if self._given_up is not None:
             raise self._given_up
 
     def _take_over(self, now: float) -> None:
-        """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""
+        """Begin as if a request had just been sent: another process may have used this share while we were idle."""
         if per_minute := self._requests_per_minute:
             self._requests.ready_at = max(self._requests.ready_at, now + _MINUTE_S / per_minute)
 
@@ -239,7 +239,7 @@ class Endpoint:
 
     def _speed_up(self, ticket: Ticket) -> None:
         now = now_s()
-        self._strikes, self._asked_until = 0, 0.0
+        self._strikes, self._retry_after_until = 0, 0.0
         self._limited_since = math.inf
         self._latency_s += (now - ticket.sent - self._latency_s) * (0.1 if self._latency_s else 1)
         self._learned_rate.note_granted(ticket, now, self._latency_s)
@@ -256,7 +256,7 @@ class Endpoint:
         return self._breaker.note_failure(question, now_s(), unreachable=isinstance(error, Unreachable))
 
     def _slow_down(self, error: RateLimited, ticket: Ticket) -> float:
-        """Slow down for a 429; return how long its request is to wait before it is in line again."""
+        """Slow down for a 429; return how many seconds its request waits before it queues again."""
         now, resumed = now_s(), self._paused_until
         self._limited_since = min(self._limited_since, now)
         pause_s = self._policy.pause_for_s(self._strikes, error.retry_after_s)
@@ -274,19 +274,19 @@ class Endpoint:
 
     def _cut_window(self, now: float) -> float:
         rate = self._learned_rate.per_second(now)
-        needed = rate * self._latency_s if rate < math.inf else 0.0  # fewer could not keep the rate that is granted
+        needed = rate * self._latency_s if rate < math.inf else 0.0  # fewer in flight could not reach the learned rate
         return max(1.0, min(self._window, max(self._window * self._policy.cut, needed)))
 
     def _note_wait(self, error: RateLimited, now: float) -> None:
-        """Say, once a while, how long a wait is that is worth a word."""
-        if not (asked_s := error.retry_after_s):
+        """Note the Retry-After of a 429; log a long one, once in `limited_after_s`."""
+        if not (retry_after_s := error.retry_after_s):
             return
-        self._asked_until = max(self._asked_until, now + asked_s)
-        if asked_s > self._policy.pause_max_s and now >= self._told_until:
-            self._told_until = now + self._policy.limited_after_s
+        self._retry_after_until = max(self._retry_after_until, now + retry_after_s)
+        if retry_after_s > self._policy.pause_max_s and now >= self._warned_until:
+            self._warned_until = now + self._policy.limited_after_s
             every_s, minutes = self._policy.pause_max_s, self._policy.limited_after_s / 60
-            again = f"asked again every {every_s:.0f} s, for {minutes:.0f} minutes at most"
-            log.warning("%s; it asks to wait for %s: %s", error, _show_duration(asked_s), again)
+            retries = f"retrying every {every_s:.0f} s, for {minutes:.0f} minutes at most"
+            log.warning("%s; it asks to wait for %s: %s", error, _show_duration(retry_after_s), retries)
 
 
 def now_s() -> float:
@@ -294,7 +294,7 @@ def now_s() -> float:
 
 
 def _show_duration(seconds: float) -> str:
-    """Show a time to wait: `45 s`, `12 min`, `23.5 h`."""
+    """Format a duration: `45 s`, `12 min`, `23.5 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
@@ -313,7 +313,7 @@ def _intersect_limits(users: Sequence[Limits]) -> Limits:
 
 
 class EndpointKey(NamedTuple):
-    """Identity of an endpoint."""
+    """Identity of an endpoint: model, address and API key."""
 
     model: str
     api_base: str | None
@@ -321,14 +321,14 @@ class EndpointKey(NamedTuple):
 
 
 class Endpoints:
-    """Endpoints by where they are. All methods belong to the loop on which they are asked."""
+    """The limiters of a process, by endpoint. Call all methods on the loop that sends the requests."""
 
     def __init__(self, policy: Policy = PATIENT) -> None:
         self._policy = policy
         self._known: dict[EndpointKey, Endpoint] = {}
 
     def enter(self, model: ModelSpec, limits: Limits) -> Endpoint:
-        """Return a model's endpoint, which keeps to these limits until `leave`; one that was given up starts afresh."""
+        """Return a model's endpoint, under these limits until `leave`; one that was given up is replaced."""
         where = endpoint_key(model)
         endpoint = self._known.get(where)
         if endpoint is None or endpoint.is_given_up:
@@ -338,14 +338,14 @@ class Endpoints:
         return endpoint
 
     def leave(self, endpoint: Endpoint, limits: Limits) -> None:
-        """Stop asking there; what was learned of an endpoint is forgotten with its last user."""
+        """Remove a user's limits; an endpoint without users is forgotten, with all that was learned of it."""
         endpoint.leave(limits)
         if endpoint.is_unused:
             self._known = {where: known for where, known in self._known.items() if known is not endpoint}
 
 
 def endpoint_key(model: ModelSpec) -> EndpointKey:
-    """Return what a model's requests share with others' at the provider."""
+    """Return the key under which requests share a limiter. The API key is read from the environment."""
     return EndpointKey(model.model, model.api_base, os.environ.get(model.api_key_env) if model.api_key_env else None)
 
 

@@ -1,4 +1,4 @@
-"""The rate policy: every constant and formula of waiting, retrying and giving up, and the breaker of an endpoint."""
+"""The rate policy, with every constant and formula of waiting, retrying and giving up; the circuit breaker."""
 
 import math
 import random
@@ -10,51 +10,51 @@ class Policy:
     """The constants of waiting, in seconds; tests shrink them."""
 
     attempts: int = 5
-    """Tries of one request that only ever was unavailable."""
+    """Attempts of one request before it fails; 429s and outages do not count."""
     backoff_s: float = 0.5
-    """Wait before the second try; doubles with each, less a random part of up to half."""
+    """Back-off before the second attempt; doubles with each further one, less a random part of up to half."""
     backoff_max_s: float = 20.0
     first_in_flight: int = 16
-    """Requests in flight at the start; doubles each round trip until the first 429."""
+    """Limit on requests in flight at the start; doubles each round trip until the first 429."""
     increase: float = 4.0
-    """Requests in flight added each round trip after it."""
+    """Requests in flight added to the limit each round trip after the first 429."""
     cut: float = 0.5
-    """Factor by which a burst of 429s cuts the requests in flight."""
+    """Factor by which a burst of 429s cuts the limit on requests in flight."""
     pause_s: float = 0.25
-    """Pause after a burst of 429s that does not say how long; doubles while nothing else comes."""
+    """Pause after a burst of 429s without Retry-After; doubles with each burst until a request is answered."""
     pause_max_s: float = 60.0
-    """Longest pause, whatever Retry-After says: then a single request probes."""
+    """Longest pause, whatever Retry-After says; after it a single request probes the endpoint."""
     rate_window_s: float = 2.0
-    """Over how long the rate that an endpoint grants is measured."""
+    """Time over which the rate that an endpoint grants is measured."""
     rate_recovery_s: float = 30.0
-    """Half the time after a 429 until the rate is what was granted before; then it grows, faster and faster."""
+    """Half of the time from a cut until the rate is back at the one granted before; then it grows ever faster."""
     rate_margin: float = 0.04
-    """Part by which it stays below that meanwhile."""
+    """Fraction by which the rate is below the granted one halfway; twice as much right after the cut."""
     shed_refusals: int = 3
-    """So many 429s below a rate that was granted are taken for evidence of a share that is refused at any rate."""
+    """Number of 429s, at a rate below one already granted, that suggest load shedding: a share refused at any rate."""
     down_questions: int = 5
-    """So many different questions that fail, with no answer between, are an outage and not the prompts' fault."""
+    """Number of different questions that must fail, with no answer between, to count as an outage."""
     down_after_s: float = 120.0
-    """An outage this long ends the run. Until then single requests probe, and none uses up its attempts."""
+    """Length of an outage that ends the run. Until then single requests probe, and use up no attempts."""
     never_up_after_s: float = 20.0
-    """The same for an endpoint that has not answered once, as with a wrong address."""
+    """The same for an endpoint that has never answered, as with a wrong address."""
     limited_after_s: float = 900.0
-    """So long without anything but 429s, longer than any provider's window of a minute, ends the run."""
+    """Time with nothing but 429s that ends the run; far longer than a provider's window of a minute."""
     probe_max_s: float = 5.0
     """Longest wait between two probes."""
 
     def backoff_after_s(self, failures: int) -> float:
-        """Return how long to wait after so many failures in a row: exponential, with jitter."""
+        """Return the back-off in seconds after so many failures in a row: exponential, with jitter."""
         longest = min(self.backoff_max_s, self.backoff_s * 2.0 ** min(max(0, failures - 1), 30))
         return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
 
     def pause_for_s(self, strikes: int, asked_s: float | None) -> float:
-        """Return how long an endpoint rests after a burst of 429s, the last of so many: as it asks, within bounds."""
+        """Return the pause in seconds after a burst of 429s: Retry-After, else doubled each time, with a maximum."""
         own = self.pause_s * 2.0 ** min(strikes, 30)
         return min(self.pause_max_s, asked_s or own)
 
     def probe_after_s(self, probes: int) -> float:
-        """Return how long to wait for the next probe of an endpoint that is down."""
+        """Return the seconds until the next probe of an endpoint that is down."""
         return min(self.probe_max_s, self.backoff_s * 2.0 ** min(probes, 30))
 
 
@@ -62,7 +62,7 @@ PATIENT = Policy()
 
 
 class CircuitBreaker:
-    """Whether an endpoint is down, or only some prompts fail there.
+    """Circuit breaker of an endpoint: it tells an outage from prompts that fail by themselves.
 
     A question that failed while others were answered fails for its own reasons, and is no sign of an outage.
     """
@@ -75,7 +75,7 @@ class CircuitBreaker:
         self._out_since: float | None = None
         self._probes = 0
         self.probe_at = 0.0
-        """Not to be asked before."""
+        """Time of the next probe; 0 while the endpoint is up."""
 
     @property
     def is_out(self) -> bool:
@@ -89,11 +89,11 @@ class CircuitBreaker:
 
     @property
     def down_at(self) -> float:
-        """When patience ends, if no answer comes."""
+        """Time at which the outage ends the run, if no answer comes; infinite while the endpoint is up."""
         return math.inf if self._out_since is None else self._out_since + self.patience_s
 
     def note_answer(self, question: str) -> None:
-        """Note any answer that shows a working endpoint, a refusal too."""
+        """Note an answer, or a refusal: both show that the endpoint works."""
         if not self.is_out:
             self._failing_alone |= self._failing.keys()
         self._failing_alone.discard(question)

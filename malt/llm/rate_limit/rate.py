@@ -1,4 +1,4 @@
-"""The rate of requests: even spacing, what response headers tell of limits, and what is learned from 429s without."""
+"""The rate of requests: even spacing, limits advertised in response headers, and a rate learned from 429s."""
 
 import math
 import re
@@ -14,41 +14,41 @@ from malt.llm.rate_limit.policy import Policy
 
 
 class Pacer:
-    """Spaces requests evenly. What is missed for longer than a moment is lost: no burst makes up for a pause.
+    """Spaces requests evenly. Time missed beyond a short tolerance is lost: no burst makes up for a pause.
 
-    A moment is one request and a half, within bounds: on a busy machine single ones are missed all the time.
+    The tolerance is the spacing of one and a half requests, within bounds: a busy machine often sends one late.
     """
 
-    moment_s = (0.02, 0.1)
+    tolerance_s = (0.02, 0.1)
 
     def __init__(self) -> None:
         self.ready_at = 0.0
 
     def take(self, amount: float, per_second: float, now: float) -> None:
-        """Move the next request back by what was just taken."""
-        shortest, longest = self.moment_s
+        """Delay the next request by the time that `amount` takes at this rate."""
+        shortest, longest = self.tolerance_s
         missed_s = min(longest, max(shortest, 1.5 / per_second))
         self.ready_at = max(self.ready_at, now - missed_s) + amount / per_second
 
     def give_back(self, amount: float, per_second: float) -> None:
-        """Return what was taken in advance and not used."""
+        """Undo a part of `take`: an amount that was taken in advance and not used."""
         self.ready_at -= amount / per_second
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request that was sent, and whether it met a 429 so far."""
+    """A request that was sent, and whether it has met a 429."""
 
     sent: float
     is_below_peak: bool
-    """Whether the rate was lower then than one that had been granted."""
+    """Whether it was sent at a rate below one that had been granted, or before any rate was known."""
     is_refused: bool = False
 
 
 class _Epoch:
-    """The requests since a cut of the rate, while it lay below one that had been granted.
+    """The requests since a cut of the rate that were sent below a rate already granted.
 
-    They count as they are sent: 429s come back sooner than answers do.
+    They are counted when sent, not when answered: 429s come back sooner than answers do.
     """
 
     def __init__(self) -> None:
@@ -64,42 +64,41 @@ class _Epoch:
 
     @property
     def share(self) -> float:
-        """Part of the requests that met a 429."""
+        """Fraction of the requests that met a 429."""
         return self.refused / max(1, len(self.tickets))
 
     @property
     def is_even(self) -> bool:
-        """Whether those are spread over it, rather than at its end, as where a limit's window has run full."""
+        """Whether the 429s are spread over the epoch; only at its end, they mean that a limit's window ran full."""
         first = next((place for place, ticket in enumerate(self.tickets) if ticket.is_refused), 0)
         return len(self.tickets) - first > len(self.tickets) / 5
 
 
 class LearnedRate:
-    """The rate that an endpoint grants, learned from its 429s: nothing is known before the first.
+    """Rate that an endpoint grants, learned from its 429s; unlimited before the first one.
 
-    Some gateways shed load: they refuse a share of the requests however slowly these come. Such 429s are told from
-    those of a limit by slowing down: where that does not help, twice, the share is expected from then on, and the rate
-    is cut only for what exceeds it.
+    Some gateways shed load: they refuse a share of the requests at any rate. Slowing down tells such 429s from those of
+    a limit: where it does not help twice, that share is expected from then on, and only a larger one cuts the rate.
     """
 
     _MEMORY = 100
-    """Requests over which an expected share is adjusted, and by which one that is exceeded is noticed."""
+    """Number of requests over which the expected share is adjusted, and its excess detected."""
     _SIGMAS = 3.0
-    """How far beyond chance a share must be to count as more than expected."""
+    """Standard deviations above the expected number of 429s from which there are too many."""
     _MOST_SHED = 0.4
-    """A larger share that is refused is a limit's."""
+    """Largest share of 429s that counts as load shedding; a larger one means a limit."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._granted: deque[float] = deque()
         self._latest: deque[Ticket] = deque(maxlen=self._MEMORY)
         self._outcomes: deque[bool] = deque(maxlen=30)
-        """Whether the latest outcomes were 429s; `_latest` has the latest requests, answered or not."""
+        """Latest outcomes, True for a 429; `_latest` has the latest requests, answered or not."""
         self._peak = math.inf
         self._cut_at = 0.0
         self._recovery_s = 0.0
         self._shed = 0.0
-        """Share of requests that is refused at any rate."""
+        """Share of requests that the endpoint refuses at any rate (load shedding)."""
         self._epoch, self._last_epoch = _Epoch(), _Epoch()
 
     def note_sent(self, now: float) -> Ticket:
@@ -116,9 +115,9 @@ class LearnedRate:
         self._note_outcome(ticket)
 
     def note_refused(self, ticket: Ticket, now: float, latency_s: float, resumed: float) -> bool:
-        """Note a 429; return whether the rate was too high, and is cut. If not, only this request is to wait.
+        """Note a 429; return whether the rate was too high, and is cut. If not, only this request waits.
 
-        `resumed`: when the last pause ended.
+        `resumed`: time at which the last pause ended.
         """
         ticket.is_refused = True
         self._note_outcome(ticket)
@@ -142,9 +141,9 @@ class LearnedRate:
         return True
 
     def per_second(self, now: float) -> float:
-        """Return the rate to keep: just below the last limit, past it after a while, then far beyond.
+        """Return the allowed rate: just below the last limit after a cut, later past it, then far beyond.
 
-        The cubic is that of TCP CUBIC (RFC 9438): flat where the limit was, steep where it must have moved.
+        The cubic is that of TCP CUBIC (RFC 9438): flat near the last limit, steep once that seems to have moved.
         """
         if self._peak == math.inf:
             return math.inf
@@ -161,7 +160,7 @@ class LearnedRate:
             self._shed = self._shed if 0.1 / self._MEMORY < self._shed < self._MOST_SHED else 0.0
 
     def _is_burst(self) -> bool:
-        """Whether so much was refused lately as only a limit refuses."""
+        """Whether most of the latest requests met a 429: only a limit refuses as many."""
         refused = sum(self._outcomes)
         return refused >= 6 and refused >= 0.6 * len(self._outcomes)
 
@@ -186,15 +185,15 @@ class LearnedRate:
         self._outcomes.clear()
 
     def _cut(self, now: float, granted: Sequence[float], least_s: float, *, is_burst: bool) -> None:
-        """Take what was granted lately for the limit, as if in `least_s` at least."""
+        """Take the rate granted lately for the limit, measured over `least_s` at least."""
         before, kept, measured_s = self._peak, self.per_second(now), now - granted[0]
         measured = len(granted) / max(measured_s, least_s)
-        # what was kept is nearer than a measurement that is short, or behind a rising rate
+        # the rate in force is more exact than a short measurement, or one that lags behind a rising rate
         is_nearer = measured > kept / 2 if is_burst else measured_s < least_s or measured > 0.75 * kept
         self._peak = kept if kept < math.inf and is_nearer else measured
-        if self._shed:  # well below the limit, so that what is refused there is not the limit's
+        if self._shed:  # well below the limit, so that any 429s there are shedding and not the limit's
             self._peak *= 0.9
-        is_confirmed = abs(self._peak / before - 1) < 0.1  # else it came from a burst: look again soon
+        is_confirmed = abs(self._peak / before - 1) < 0.1  # else it was measured in a burst: probe again soon
         self._recovery_s = self._policy.rate_recovery_s / (1 if is_confirmed else 8)
         self._cut_at = now
         self._granted.clear()
@@ -202,16 +201,16 @@ class LearnedRate:
 
 
 _LONGEST_MINUTE_S = 600.0
-"""A limit whose window is found to be longer is one of an hour or a day, and no pace.
+"""Longest window, as computed from headers, of a limit a minute; beyond it the limit is one an hour or a day.
 
-A window that starts afresh each minute, seen early on, looks up to ten times as long as it is.
+A fixed window of a minute, seen soon after it started, looks up to ten times as long as it is.
 """
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class AdvertisedLimits(NamedTuple):
-    """Limits a minute, as an endpoint's headers tell them; None where they do not."""
+    """Limits a minute from an endpoint's response headers; None where these say nothing."""
 
     requests: float | None = None
     tokens: float | None = None
@@ -232,7 +231,7 @@ def _per_minute(headers: Mapping[str, str], kind: str) -> float | None:
     reset_s = _read_header(headers, "reset", kind, parse_seconds)
     if remaining is None or reset_s is None or not remaining < limit:
         return limit
-    window_s = reset_s * limit / (limit - remaining)  # what is used up comes back evenly until the reset
+    window_s = reset_s * limit / (limit - remaining)  # the used part refills evenly until the reset
     return limit if window_s <= _LONGEST_MINUTE_S else None
 
 
@@ -244,7 +243,7 @@ def _read_header(headers: Mapping[str, str], what: str, kind: str, parse: Callab
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read how long the provider asks to wait: milliseconds (OpenAI), seconds, or a date."""
+    """Return the seconds that the provider asks to wait: from milliseconds (OpenAI), seconds, or a date."""
     wait_s = None
     with suppress(ValueError, TypeError, OverflowError):
         if milliseconds := headers.get("retry-after-ms"):
@@ -255,7 +254,7 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def parse_seconds(text: str) -> float:
-    """Read a duration: `1.5`, `120ms`, `6m0s`, or a moment in ISO 8601. Raises `ValueError`."""
+    """Read a duration: `1.5`, `120ms`, `6m0s`, or the ISO 8601 time at which it ends. Raises `ValueError`."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
     if re.fullmatch(r"(\d+(\.\d+)?(ms|[smhd]))+", text):

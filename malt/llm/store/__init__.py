@@ -1,1 +1,1 @@
-"""Every completion by key, in one SQL table."""
+"""The store: every completion by key in one SQL table, and the open batches beside it."""

@@ -1,8 +1,8 @@
-"""Batches at providers and their items, recorded beside the samples before they are submitted.
+"""Tables of the batches at providers and their items, recorded beside the samples before they are submitted.
 
-A sample's key is in one open batch at most, whichever run or process asks, so nothing is asked for twice. Rows stay
-until the run that they belong to is at its end, however often its process is started again. How often a sample came
-back counts for the dataset whose run asked for it, and for no other.
+A sample's key is in at most one open batch, across all runs and processes, so nothing is paid for twice. Rows stay
+until their run has finished, however often its process restarts. The number of attempts of a sample belongs to the
+dataset whose run asked for it.
 """
 
 import os
@@ -19,46 +19,48 @@ from malt.llm.store.samples import Store, split_chunks
 from malt.processes import is_running, machine_id
 
 LEASE_S = 1800.0
-"""Seconds that a process of another machine may take to upload a recorded batch, and again to create it: longer
-than the patience with either call."""
+"""Seconds that a process on another machine may take to upload a recorded batch, and again to create it: longer
+than either call is retried."""
 LIFE_S = 31 * 86_400.0
-"""Seconds until a batch is over: its window of a day, and the 30 days for which results are kept."""
+"""Seconds until a batch has expired at the provider: its window of a day, and 30 days in which results are kept."""
 _IN_DOUBT = ""
-"""Stands for the provider's name of a batch from when its making is tried until that name is known."""
+"""Placeholder for the provider's batch id from the call that creates the batch until its reply is recorded."""
 
 submitting: set[str] = set()
-"""Marks of the batches that this process is just packing or handing in."""
+"""Marks of the batches that this process is packing or submitting."""
 
 
 def name_process() -> str:
-    """Name this process among those that may write to the store."""
+    """Return the id of this process (`machine:pid`) among those that write to the store."""
     return f"{machine_id()}:{os.getpid()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch, and where it is."""
+    """One batch, its model and its owner."""
 
     mark: str
-    """Our own name of it, in its metadata at the provider."""
+    """Our own unique name of the batch, also in its metadata at the provider."""
     dataset: str
     model: str
     api_base: str | None
     api_key_env: str | None
-    """The variable that holds the key; never the key."""
+    """Environment variable that holds the API key; never the key itself."""
     usd: float
-    """While it is open, the most that it may cost; then what it did."""
+    """Worst-case cost in dollars while the batch is open, then the actual cost."""
     tokens: int
+    """Worst case in tokens while the batch is open, then the actual count."""
     owner: str = ""
+    """Process that submits the batch, as `name_process` names it."""
     planned_at: float = 0.0
-    """When it was written down, then when its making was tried."""
+    """Time at which it was recorded, later that of the call to create it; in seconds since the epoch."""
     batch_id: str | None = None
-    """The provider's name of it; None until its making is tried, then `_IN_DOUBT` until it is known."""
+    """Provider's id; None before the call to create the batch, then `_IN_DOUBT` until the id is recorded."""
     ended_at: float | None = None
 
     @property
     def asked(self) -> ModelSpec:
-        """The model, as far as reaching it goes."""
+        """Model spec with what it takes to reach the provider, without sampling parameters."""
         return ModelSpec(model=self.model, api_base=self.api_base, api_key_env=self.api_key_env)
 
     @property
@@ -67,6 +69,7 @@ class Batch:
 
     @property
     def is_abandoned(self) -> bool:
+        """Whether the owner no longer submits it: its process has ended, or its lease has run out."""
         if self.owner == name_process():
             return self.mark not in submitting
         place, _, process = self.owner.rpartition(":")
@@ -74,27 +77,27 @@ class Batch:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether it may have been made, and its name is not known."""
+        """Whether it may have been created at the provider, with its id unknown."""
         return self.batch_id == _IN_DOUBT
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing can come of it any more."""
+        """Whether its results are no longer kept at the provider."""
         return time.time() - self.planned_at > LIFE_S
 
     @property
     def label(self) -> str:
-        """Its name, as users are told it: the provider's, else our own."""
+        """Name shown to users: the provider's id, else our mark."""
         return self.batch_id or self.mark
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """One sample that was asked for in a batch; those of one item share its `custom_id`."""
+    """One sample requested in a batch; samples of the same line of the batch share its `custom_id`."""
 
     key: str
     mark: str | None
-    """The open batch that it is in; None once it came back without an answer."""
+    """Mark of the open batch that holds it; None once it has returned without an answer."""
     dataset: str
     custom_id: str
     question_id: str
@@ -102,33 +105,33 @@ class BatchItem:
     address: str
     sample: int
     attempts: int = 0
-    """Batches that it came back from without an answer."""
+    """Number of batches that returned it without an answer."""
     alone: bool = False
-    """To be asked for without its siblings: they came, and it did not."""
+    """Whether to request it by itself: its siblings came without it, or the provider takes no `n`."""
     given_up: bool = False
-    """Not to be asked for again in this run."""
+    """Whether it is not requested again in this run."""
 
 
 batches_table = declare_table("batches", Batch, ["dataset"])
 items_table = declare_table("batch_items", BatchItem, ["mark", "dataset", "question_id"])
 _OWN_COLUMNS = ("attempts", "alone", "given_up")
-"""Columns of an item that are its dataset's own."""
+"""Columns of an item that are reset when another dataset requests it."""
 
 
 class BatchStore:
-    """The two tables. Safe to use from several threads and processes at once."""
+    """Tables of batches and their items. Safe to use from several threads and processes at once."""
 
     def __init__(self, store: Store) -> None:
         self._transact, self._fetch, self._execute = store.transact, store.fetch, store.execute
         self._transact(create_tables)
 
     def plan(self, batch: Batch, items: Sequence[BatchItem]) -> set[str]:
-        """Write a batch down with its items; return the custom ids that are ours, all samples of each.
+        """Record a batch with its items; return the custom ids that it claimed with all of their samples.
 
-        Others have the rest, or had them answered meanwhile: another process was quicker. Done again, where the store
-        went away before it said that it was done, it changes nothing.
+        Another process has claimed the others, or they were answered meanwhile. Idempotent, so it can be repeated where
+        the store went away before it confirmed the commit.
         """
-        in_order = sorted(items, key=lambda item: item.key)  # so that two who claim the same never wait in a ring
+        in_order = sorted(items, key=lambda item: item.key)  # so that processes claiming the same items never deadlock
 
         def claim(connection: sa.Connection) -> set[str]:
             noted = insert_into(connection, batches_table).values(asdict(batch)).on_conflict_do_nothing()
@@ -143,15 +146,15 @@ class BatchStore:
         return {item.custom_id for item in items} - self._transact(claim)
 
     def note_attempt(self, mark: str) -> bool:
-        """Note that a batch is just being made; False where it was given up, and nobody is to make it any more."""
+        """Note that a batch is about to be created; return False where it was given up, so that it must not be."""
         return self._change(mark, batch_id=_IN_DOUBT, planned_at=time.time())
 
     def note_batch_id(self, mark: str, batch_id: str) -> bool:
-        """Note the provider's name of a batch; False where it was given up meanwhile."""
+        """Record the provider's id of a batch; return False where the batch was given up meanwhile."""
         return self._change(mark, batch_id=batch_id)
 
     def list_open(self, dataset: str | None = None, marks: Iterable[str] = ()) -> list[Batch]:
-        """Return the batches of a dataset, or of all, that have not ended, and others by their marks."""
+        """Return the open batches of a dataset, or of all; `marks` adds open batches of other datasets."""
         table = batches_table.c
         wanted = sa.true() if dataset is None else sa.or_(table.dataset == dataset, table.mark.in_(list(marks)))
         return self._batches(sa.and_(table.ended_at.is_(None), wanted))
@@ -163,23 +166,23 @@ class BatchStore:
         return {mark: count for mark, count in counts}  # noqa: C416 - rows are no pairs to a type checker
 
     def find_open(self, question_ids: Iterable[str]) -> dict[str, Batch]:
-        """Return the open batches that samples of these questions are in, by the samples' keys."""
+        """Return the open batches that hold samples of these questions, by the samples' keys."""
         items = self.find_items(question_ids)
         batches = self.find_by_mark({item.mark for item in items.values() if item.mark})
         return {key: batches[item.mark] for key, item in items.items() if item.mark in batches}
 
     def find_by_mark(self, marks: Iterable[str]) -> dict[str, Batch]:
-        """Return those of some batches that are known, open or not."""
+        """Return the recorded batches with these marks, open or ended."""
         found = [self._batches(batches_table.c.mark.in_(chunk)) for chunk in split_chunks(list(marks))]
         return {batch.mark: batch for batches in found for batch in batches}
 
     def list_ended(self, dataset: str) -> list[Batch]:
-        """Return the batches of a dataset that have ended since its last run was at its end."""
+        """Return the batches of a dataset that have ended since its last finished run."""
         table = batches_table.c
         return self._batches(sa.and_(table.dataset == dataset, table.ended_at.is_not(None)))
 
     def note_spent(self, spent: Batch) -> None:
-        """Note what a run has asked directly so far, as a batch that has ended: the next run counts it too."""
+        """Record what a run has spent on direct requests, as an ended batch, so that the next run counts it too."""
         noted = sa.insert(batches_table).values({**asdict(spent), "ended_at": time.time()})
         self._execute(sa.delete(batches_table).where(batches_table.c.mark == spent.mark), noted)
 
@@ -187,7 +190,7 @@ class BatchStore:
         return self._items(items_table.c.mark == mark)
 
     def find_items(self, question_ids: Iterable[str], dataset: str | None = None) -> dict[str, BatchItem]:
-        """Return the items of these questions that are in open batches, and those that came back to a dataset."""
+        """Return these questions' items that are in open batches, and those that were returned to a dataset."""
         table = items_table.c
         known = sa.or_(table.mark.is_not(None), table.dataset == dataset)
         chunks = split_chunks(list(dict.fromkeys(question_ids)))
@@ -195,7 +198,7 @@ class BatchStore:
         return {item.key: item for items in found for item in items}
 
     def settle(self, mark: str, taken: Amount, answered: Sequence[str], returned: Sequence[BatchItem]) -> None:
-        """Close a batch, whose answers are in the store: forget those items, and note what became of the others."""
+        """Close a batch whose answers are in the store: delete the answered items, and update the returned ones."""
         closed = {"ended_at": time.time(), "usd": taken.usd, "tokens": taken.tokens}
         noted = [{f"its_{name}": getattr(item, name) for name in ("key", "mark", *_OWN_COLUMNS)} for item in returned]
 
@@ -209,16 +212,16 @@ class BatchStore:
         self._transact(close)
 
     def release(self, mark: str) -> None:
-        """Forget a batch that was never handed in."""
+        """Delete a batch that was never submitted, and free its items."""
         self._execute(*_free_items(mark), sa.delete(batches_table).where(batches_table.c.mark == mark))
 
     def forget(self, mark: str) -> None:
-        """Abandon an open batch: its items are free, and it counts at its worst case."""
+        """Abandon an open batch: free its items, and count it at its worst case."""
         ended = sa.update(batches_table).where(_is_open(mark)).values(ended_at=time.time())
         self._execute(*_free_items(mark), ended)
 
     def close(self, dataset: str) -> None:
-        """Forget all that has come back: the run is at its end, and the next one asks for what is missing anew."""
+        """Delete a finished run's ended batches and returned items: the next run requests missing samples again."""
         items, batches = items_table.c, batches_table.c
         returned = sa.delete(items_table).where(items.dataset == dataset, items.mark.is_(None))
         ended = sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
@@ -236,7 +239,7 @@ class BatchStore:
 
 
 def _claim_statement(connection: sa.Connection) -> sa.Insert:
-    """Write items down where they are in no open batch and this dataset has not given them up."""
+    """Return the statement that claims items which no open batch holds and this dataset has not given up."""
     insert, table = insert_into(connection, items_table), items_table.c
     is_anothers = table.dataset != insert.excluded.dataset
     statement: sa.Insert = insert.on_conflict_do_update(
@@ -251,7 +254,7 @@ def _claim_statement(connection: sa.Connection) -> sa.Insert:
 
 
 def _free_items(mark: str, custom_ids: Iterable[str] | None = None) -> Iterator[sa.UpdateBase]:
-    """Yield what frees items of a batch, all or some, and deletes those that were in no batch before."""
+    """Yield statements that free items of a batch, all or some; those that were in no batch before are deleted."""
     for chunk in [None] if custom_ids is None else split_chunks(sorted(custom_ids)):
         which = _in_batch(mark) if chunk is None else sa.and_(_in_batch(mark), items_table.c.custom_id.in_(chunk))
         yield sa.delete(items_table).where(which, items_table.c.attempts == 0)

@@ -1,4 +1,4 @@
-"""The database below the store: its address, connections and tables, and what its errors mean."""
+"""The store's database: URL, connections, tables, and translation of its errors."""
 
 import re
 import sqlite3
@@ -29,14 +29,14 @@ _CONNECTING = {
     "keepalives_interval": 10,
     "client_encoding": "utf8",
 }
-"""After how long a PostgreSQL server that says nothing more counts as away (libpq's names; seconds, milliseconds)."""
+"""Time-outs after which a silent PostgreSQL server counts as gone (libpq's names; in s, `tcp_user_timeout` in ms)."""
 
 _READ_ONLY = "25006"
-"""PostgreSQL's code for a write to a database that takes none, as a standby's."""
+"""PostgreSQL's error code for a write to a read-only database, such as a standby."""
 
 
 def make_engine(url: str) -> sa.Engine:
-    """Return what connects to a database. Raises `StoreError` for one that cannot be a store; it need not be there."""
+    """Return the engine of a database, which need not exist yet. Raises `StoreError` for one that cannot be a store."""
     try:
         parsed = parse_url(url)
         if parsed.drivername == "sqlite" and parsed.database:
@@ -44,7 +44,7 @@ def make_engine(url: str) -> sa.Engine:
         engine = sa.create_engine(
             parsed, connect_args=_CONNECTING if parsed.drivername.startswith("postgresql") else {}
         )
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:  # a ValueError quotes what it took for the port
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:  # a ValueError may quote a part of the password
         why = "its host or port cannot be read" if isinstance(error, ValueError) else error
         raise StoreError(f"MALT_STORE_URL {hide_password(url)!r} is not a usable database URL: {why}") from None
     except ModuleNotFoundError as error:
@@ -62,21 +62,21 @@ def make_engine(url: str) -> sa.Engine:
 
 
 def _create_privately(_dialect: object, _record: object, arguments: tuple[object, ...], _named: object) -> None:
-    """Create a new database as this user's alone; SQLite gives its other files the same mode."""
+    """Create a new database file readable by this user only; SQLite gives its other files the same mode."""
     if not (path := Path(str(arguments[0]))).exists():
-        with suppress(OSError):  # the connection says why it cannot be made
+        with suppress(OSError):  # connecting then fails with a better error
             path.touch(mode=PRIVATE_FILE)
 
 
 def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:
-    """WAL lets readers and one writer work at once; with it, NORMAL loses nothing when a process is killed."""
+    """Set WAL, so that readers and one writer work at once; NORMAL then loses nothing when a process is killed."""
     with closing(connection.cursor()) as cursor:
         for setting in ("busy_timeout = 60000", "journal_mode = WAL", "synchronous = NORMAL"):
             cursor.execute(f"PRAGMA {setting}")
 
 
 def parse_url(url: str) -> URL:
-    """Read a database URL; plain `postgresql://` means the psycopg driver, the one that is installed with malt.
+    """Parse a database URL; plain `postgresql://` selects psycopg, the driver that is installed with malt.
 
     Raises `ArgumentError` for a database that cannot be a store.
     """
@@ -91,7 +91,7 @@ def parse_url(url: str) -> URL:
 
 
 def hide_password(url: str) -> str:
-    """Hide user and password, also where the URL is written wrongly; a file's path may have an @."""
+    """Hide user and password, even in a malformed URL; a SQLite path may contain an @."""
     shown = url if url.startswith("sqlite") else re.sub("://.*@", "://***@", url)
     return re.sub(r"(?i)([?&][^=&]*passw(?:or)?d=)[^&]*", r"\1***", shown)
 
@@ -109,8 +109,8 @@ def describe_error(url: str, error: DBAPIError) -> str:
 
 
 def is_transient(error: DBAPIError) -> bool:
-    """Whether an error may pass by itself: no connection, a restart, no room, a lock, a database that is read-only for
-    now; not a table that is missing.
+    """Whether an error may pass by itself: no connection, a restart, a full disk, a lock, or a temporarily read-only
+    database; a missing table does not.
     """
     if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_ERROR:
         return False
@@ -119,12 +119,12 @@ def is_transient(error: DBAPIError) -> bool:
 
 
 FORMAT = 1
-"""Version of the tables below; a store with a higher one was written by a newer program."""
+"""Version of the tables below; a store with a higher one was written by a newer malt."""
 
 _OPEN_ATTEMPTS = 80
-"""Tries to open a store that others are just making: a minute in all."""
+"""Attempts to open a store that other processes are creating: a minute in all."""
 _STORE_LOCK = 0x6D616C74
-"""Number of the lock under which tables are created in PostgreSQL."""
+"""Number of the advisory lock under which tables are created in PostgreSQL."""
 
 metadata = sa.MetaData()
 
@@ -132,7 +132,7 @@ _COLUMN_TYPES = {str: sa.Text, int: sa.BigInteger, float: sa.Float, bool: sa.Boo
 
 
 def declare_table(name: str, row: type, indexed: Collection[str]) -> sa.Table:
-    """Return the table of a type of rows: a column a field, the first one the key; null only where the type says so."""
+    """Return the table of a row type: one column per field, the first is the key; optional fields are nullable."""
     columns: list[sa.Column[Any]] = []
     for place, (column, kind) in enumerate(get_type_hints(row).items()):
         kinds = get_args(kind) or (kind,)
@@ -144,43 +144,43 @@ def declare_table(name: str, row: type, indexed: Collection[str]) -> sa.Table:
 
 
 def insert_into(connection: sa.Connection | sa.Engine, table: sa.Table) -> Any:  # noqa: ANN401 - a class for each dialect
-    """Return an insertion that can say what to do where a row is there already."""
+    """Return the dialect's insert statement, which supports ON CONFLICT."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSample:
-    """One row: what was asked, by whom, and what came of it. Exactly one of `response` and `error` is set."""
+    """Row of one sample: its request, and the response or the error. Exactly one of `response` and `error` is set."""
 
     key: str
     question_id: str
     role: str
     model: str
-    """The model that was asked, as the config names it."""
+    """Requested model, as the config names it."""
     address: str
     """Address of the parent node in the question's tree; empty for the root and for the evaluator."""
     sample: int
     response: str | None = None
-    """The provider's answer as JSON, with this sample's choice alone."""
+    """Provider's response as JSON, with only this sample's choice."""
     error: str | None = None
     """Reason why there is no answer."""
     cost_usd: float | None = None
-    """This sample's share of what its request cost; None where that is unknown."""
+    """This sample's share of its request's cost; None where unknown."""
     latency_s: float = 0.0
     created_at: float = field(default_factory=time.time)
     run: str = ""
-    """The run that asked; empty where none was named."""
+    """Name of the run that made the request; empty where none was named."""
 
 
 samples_table = declare_table("samples", StoredSample, ["question_id"])
 format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
 known_urls: set[str] = set()
-"""URLs of the stores that this process has opened, or whose like its run has."""
+"""URLs of stores that this process, or another one of its run, has opened before."""
 
 
 def expect_store(url: str) -> None:
-    """Have a store waited for that another process of the run has opened, and this one not yet."""
+    """Register a store that another process of the run has opened, so that this one waits for it where it is away."""
     known_urls.add(url)
 
 
@@ -189,7 +189,7 @@ def open_engine(url: str) -> sa.Engine:
     engine = make_engine(url)
     try:
         with database_errors(url):
-            _when_free(lambda: _create_or_check(engine, url))
+            _retry_while_locked(lambda: _create_or_check(engine, url))
     except StoreError:
         engine.dispose()
         raise
@@ -197,14 +197,14 @@ def open_engine(url: str) -> sa.Engine:
     return engine
 
 
-def _when_free(open_store: Callable[[], None]) -> None:
-    """Try again while others make the same store: SQLite does not wait for its turn to switch to WAL."""
+def _retry_while_locked(open_store: Callable[[], None]) -> None:
+    """Retry while other processes create the same store: SQLite does not wait for the lock to switch to WAL."""
     for attempt in range(_OPEN_ATTEMPTS):
         try:
             open_store()
         except OperationalError as error:
-            passes = any(sign in str(error.orig) for sign in ("locked", "deadlock"))
-            if not passes or attempt == _OPEN_ATTEMPTS - 1:
+            is_locked = any(sign in str(error.orig) for sign in ("locked", "deadlock"))
+            if not is_locked or attempt == _OPEN_ATTEMPTS - 1:
                 raise
             time.sleep(0.02 * (attempt + 1))
         else:
@@ -237,19 +237,19 @@ def _create_or_check(engine: sa.Engine, url: str) -> None:
 
 
 def create_tables(connection: sa.Connection) -> None:
-    """Create what is missing; several processes may do so at once."""
-    if connection.dialect.name == "postgresql":  # whose IF NOT EXISTS still races
+    """Create missing tables and indexes; several processes may do so at once."""
+    if connection.dialect.name == "postgresql":  # its IF NOT EXISTS still has a race
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_STORE_LOCK)))
-    for statement in _creating(connection.dialect.name, tuple(metadata.sorted_tables)):
+    for statement in _create_statements(connection.dialect.name, tuple(metadata.sorted_tables)):
         connection.exec_driver_sql(statement)
 
 
 @cache
-def _creating(dialect: str, tables: tuple[sa.Table, ...]) -> list[str]:
-    """Return the statements that create tables: a process that opens many stores composes them once."""
+def _create_statements(dialect: str, tables: tuple[sa.Table, ...]) -> list[str]:
+    """Return the statements that create tables; cached, as a process may open many stores."""
     statements: list[CreateTable | CreateIndex] = []
     for table in tables:
         statements.append(CreateTable(table, if_not_exists=True))
         statements.extend(CreateIndex(index, if_not_exists=True) for index in table.indexes)
-    speaker = (postgresql if dialect == "postgresql" else sqlite).dialect()
-    return [str(statement.compile(dialect=speaker)) for statement in statements]
+    compiler = (postgresql if dialect == "postgresql" else sqlite).dialect()
+    return [str(statement.compile(dialect=compiler)) for statement in statements]

@@ -1,10 +1,9 @@
-"""The store: every sample ever paid for, by key, in one SQL table. The only truth about model output.
+"""The store: every sample ever paid for, by key, in one SQL table; the single source of truth about model output.
 
-A row holds the provider's raw answer, written before anything parses it; what it means is read from it each time.
-An answer is never overwritten. A request that could not be had leaves a row with its reason, which a later answer
-replaces. An answer that is to be asked for again is set aside: it keeps its row, under a key that nothing asks for.
-SQLite in WAL mode by default; PostgreSQL when several machines write. A store that was there and goes away, or whose
-disk is full, is waited for.
+A row holds the provider's raw response, written before anything parses it, and parsed at each use. An answer is never
+overwritten. A failed request leaves a row with its error, which a later answer replaces. To request a sample again, its
+answer is set aside: its row moves to a key that no request has. SQLite in WAL mode by default; PostgreSQL when several
+machines write. While a store that was open is away, or its disk is full, the run waits for it.
 """
 
 import asyncio
@@ -39,14 +38,14 @@ from malt.llm.store.database import (
 T = TypeVar("T")
 
 _RETRY_EVERY_S = 0.5
-"""Seconds between tries to use a store that is away."""
+"""Seconds between two attempts to use a store that is away."""
 
 ASIDE = "~"
-"""Parts the key of an answer that was set aside from the time that it came."""
+"""Separator in the key of an answer that was set aside: between its original key and its time."""
 
 
 class OldRow(NamedTuple):
-    """A row's identity, by which garbage collection decides, and the length of its text."""
+    """Identity of a row, from which garbage collection decides, and the length of its text."""
 
     key: str
     question_id: str
@@ -56,7 +55,7 @@ class OldRow(NamedTuple):
 
 COLUMNS = samples_table.c.keys()
 _PER_QUERY = 500
-"""Values bound in one query; well under SQLite's limit."""
+"""Values bound in one query, well below SQLite's limit."""
 _WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
     samples_table.c.key.in_(sa.bindparam("keys", expanding=True))
 )
@@ -69,20 +68,20 @@ _BY_KEY = sa.select(samples_table).where(samples_table.c.key == sa.bindparam("ke
 
 
 class UnwritableRow(StoreError):  # noqa: N818
-    """A row holds a text that the database cannot hold."""
+    """A row has a text that the database cannot store."""
 
 
 class Store:
     """The table behind a SQLAlchemy URL. Safe to use from several threads and processes at once."""
 
     def __init__(self, url: str, patience_s: float = 0.0) -> None:
-        """Open the store, creating it where there is none; one that was there before is waited for up to `patience_s`.
+        """Open the store, creating it if needed; one that was opened before is waited for up to `patience_s` seconds.
 
-        Raises `StoreError` where it cannot be opened, is not a store, or is newer than this program.
+        Raises `StoreError` where it cannot be opened, is not a store, or was written by a newer malt.
         """
         self.url = url
         self.lost: StoreLost | None = None
-        """Error that ended the wait for it."""
+        """Error that ended the use of the store: it stayed away too long, or its file is gone."""
         self.patience_s = patience_s
         self._away_since: float | None = None
         self._cannot_write = False
@@ -92,7 +91,7 @@ class Store:
 
     @property
     def is_away(self) -> bool:
-        """Whether it could not be used at the last try."""
+        """Whether the last attempt to use the store failed."""
         return self._away_since is not None
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
@@ -117,7 +116,7 @@ class Store:
     def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
         """Write rows in one transaction, all or none, and return what the store then holds for their keys.
 
-        A key that has an answer keeps it: that is another run's, and what all runs go on with.
+        A key that already has another run's answer keeps that one, which all runs then use.
         """
         values = [{name: getattr(row, name) for name in COLUMNS} for row in rows]
         written = {row.key: row.created_at for row in rows}
@@ -134,7 +133,7 @@ class Store:
         return self.transact(write)
 
     def set_aside(self, keys: Iterable[str], before: float) -> int:
-        """Set aside what came for keys before a time, all or none; return how many. What came since is left alone."""
+        """Set aside the answers to keys that are older than a time, all or none; return their number."""
         wanted = list(keys)
 
         def move(connection: sa.Connection) -> int:
@@ -148,7 +147,7 @@ class Store:
         return self.transact(move)
 
     def old_rows(self, before: float) -> Iterator[list[OldRow]]:
-        """Yield all rows written before a time, some questions' at once, in transactions as short."""
+        """Yield all rows written before a time, a few hundred questions at once, each in a short transaction."""
         columns = samples_table.c
         size = sa.func.length(sa.func.coalesce(columns.response, columns.error))
         after = ""
@@ -165,19 +164,19 @@ class Store:
         return [row[0] for row in self.fetch(query)]
 
     def delete(self, keys: Sequence[str], before: float) -> int:
-        """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
+        """Delete the rows with these keys that are older than a time; return their number."""
         key, is_older = samples_table.c.key, samples_table.c.created_at < before
-        doomed = (sa.delete(samples_table).where(key.in_(chunk), is_older) for chunk in split_chunks(keys))
-        return sum(map(self.execute, doomed))
+        deletions = (sa.delete(samples_table).where(key.in_(chunk), is_older) for chunk in split_chunks(keys))
+        return sum(map(self.execute, deletions))
 
     def compact(self) -> None:
-        """Give the space of deleted rows back to the disk; on SQLite nobody else can write meanwhile."""
+        """Return the space of deleted rows to the disk; SQLite blocks all other writers meanwhile."""
         statement = "VACUUM samples" if self._engine.dialect.name == "postgresql" else "VACUUM"
         with database_errors(self.url), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
     def check_writable(self) -> None:
-        """Raise `StoreError` where nothing can be written: found before anything is paid for."""
+        """Raise `StoreError` where the store is not writable, before anything is paid for."""
         write = sa.update(format_table).values(version=format_table.c.version)
         try:
             with database_errors(self.url), self._engine.begin() as connection:
@@ -187,14 +186,14 @@ class Store:
             raise
 
     def check_in_place(self) -> None:
-        """Notice that an SQLite file was removed or replaced: `lost` says so, and what this process has is copied."""
+        """Detect that an SQLite file was removed or replaced; then copy its contents to a new file and set `lost`."""
         with self._rescuing:
             if self._inode is not None and self._find_inode() != self._inode:
                 self._inode = None
                 rescued = self._rescue()
                 self.lost = StoreLost(
-                    f"the store {hide_password(self.url)} is gone: its file was removed or replaced. What it held, and "
-                    f"what still comes, is in {rescued}; move that back, and run again"
+                    f"the store {hide_password(self.url)} is gone: its file was removed or replaced. Its contents, and "
+                    f"later answers, are in {rescued}; move that file back, and run again"
                 )
 
     def _find_inode(self) -> int | None:
@@ -204,31 +203,30 @@ class Store:
         return None
 
     def _keep_open(self) -> sqlite3.Connection | None:
-        """Open an SQLite file for `_rescue`: all connections of the engine may be in use, and a new one finds none."""
+        """Open an SQLite file for `_rescue`: once it is removed, no new connection to it can be opened."""
         if self._inode is None:
             return None
         connection = sqlite3.connect(str(self._engine.url.database), timeout=30, check_same_thread=False)
-        with suppress(sqlite3.Error):  # whoever writes is told
-            connection.execute("SELECT * FROM sqlite_master").fetchall()  # it is opened by what is read first
+        with suppress(sqlite3.Error):  # a later write raises it
+            connection.execute("SELECT * FROM sqlite_master").fetchall()  # SQLite opens the file at the first read
         return connection
 
     def _rescue(self) -> str:
-        """Copy a file that has no name any more, through a connection that is still open, and go on in the copy."""
+        """Copy an unlinked SQLite file through the connection kept open, and switch to the copy; return its path."""
         target = f"{self._engine.url.database}.rescued-{os.getpid()}"
         with suppress(sqlite3.Error), closing(sqlite3.connect(target)) as copy:
             if self._kept_open is not None:
-                self._kept_open.execute("BEGIN IMMEDIATE").execute("COMMIT")  # what is being written is in it
+                self._kept_open.execute("BEGIN IMMEDIATE").execute("COMMIT")  # wait for a write in progress
                 self._kept_open.backup(copy)
         self._engine.dispose()
         self._engine = open_engine(f"sqlite:///{target}")
         return target
 
     def transact(self, work: Callable[[sa.Connection], T], *, writes: bool = True) -> T:
-        """Do something in one transaction, all or nothing, waiting while the store is away.
+        """Do work in one transaction, all or nothing; retry while the store is away.
 
-        One that could not be written to is away until it can, though it be read: its disk may be full.
-
-        Raises `StoreLost` where that takes too long, and `StoreError` for what does not pass.
+        After a failed write the store counts as away until a write succeeds, even if it can be read: its disk may be
+        full. Raises `StoreLost` where it stays away too long, and `StoreError` for an error that does not pass.
         """
         while True:
             self.check_in_place()
@@ -245,7 +243,7 @@ class Store:
             else:
                 if writes:
                     self.check_in_place()
-                if writes and engine is not self._engine:  # the copy that was made meanwhile may lack it
+                if writes and engine is not self._engine:  # the rescued copy may lack this write
                     continue
                 if writes or not self._cannot_write:
                     self._away_since, self._cannot_write = None, False
@@ -255,11 +253,11 @@ class Store:
         return self.transact(lambda connection: connection.execute(query).all(), writes=False)
 
     def execute(self, *statements: sa.UpdateBase) -> int:
-        """Execute these in one transaction, and return how many rows they changed."""
+        """Execute statements in one transaction; return the number of rows that they changed."""
         return self.transact(lambda connection: sum(connection.execute(each).rowcount for each in statements))
 
     def _open(self) -> sa.Engine:
-        """Connect, waiting where that was possible before."""
+        """Connect; retry where the store has been opened before."""
         while True:
             try:
                 return open_engine(self.url)
@@ -269,16 +267,16 @@ class Store:
                 self._wait_out(error.__cause__)
 
     def _wait_out(self, error: DBAPIError, *, writes: bool = False) -> None:
-        """Wait a little where an error passes and there is patience left; else raise it as ours."""
-        told = describe_error(self.url, error)
+        """Wait before a retry of a transient error; raise `StoreError` or `StoreLost` where no retry is due."""
+        reason = describe_error(self.url, error)
         if not (self.patience_s and is_transient(error)):
-            raise StoreError(told) from error
+            raise StoreError(reason) from error
         now = time.monotonic()
         self._away_since = self._away_since or now
         self._cannot_write = self._cannot_write or writes
         if now - self._away_since >= self.patience_s:
             self.lost = StoreLost(
-                f"{told}; waited {self.patience_s:g} s for it. What was stored before is safe: mend it, and run again"
+                f"{reason}; waited {self.patience_s:g} s for it. What was stored before is safe: fix it, and run again"
             )
             raise self.lost from error
         time.sleep(_RETRY_EVERY_S)
@@ -305,7 +303,7 @@ class Store:
 
 
 class PastStore(Store):
-    """A store as of a moment, for reading."""
+    """A store as it was at an earlier moment, for reading."""
 
     def __init__(self, url: str, moment: datetime) -> None:
         super().__init__(url)
@@ -323,7 +321,7 @@ class PastStore(Store):
 
 
 def split_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut values into what one query takes."""
+    """Split values into chunks that fit in one query."""
     for start in range(0, len(values), _PER_QUERY):
         yield values[start : start + _PER_QUERY]
 
@@ -332,7 +330,7 @@ _Batch = Sequence[tuple[Sequence[StoredSample], asyncio.Future[list[StoredSample
 
 
 class BatchedWriter:
-    """Groups what arrives while a commit is under way into the next one. Belongs to one event loop."""
+    """Writer that groups the rows that arrive during a commit into the next one. Belongs to one event loop."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -340,7 +338,7 @@ class BatchedWriter:
         self._flushing: asyncio.Task[None] | None = None
 
     async def put(self, rows: Sequence[StoredSample]) -> list[StoredSample]:
-        """Return what the store holds for these rows' keys, once they are committed; raises `StoreError` if not."""
+        """Commit rows, then return what the store holds for their keys. Raises `StoreError` where the commit fails."""
         committed: asyncio.Future[list[StoredSample]] = asyncio.get_running_loop().create_future()
         self._pending.append((rows, committed))
         if self._flushing is None or self._flushing.done():
@@ -357,7 +355,7 @@ class BatchedWriter:
             await self._commit(batch)
 
     async def _commit(self, batch: _Batch) -> None:
-        """Write what came together in one commit; where that fails each on its own, so that one fails alone."""
+        """Write all groups in one commit; if that fails, one at a time, so that only the faulty group fails."""
         rows = [row for group, _ in batch for row in group]
         try:
             held = await self._write(rows)
@@ -376,7 +374,7 @@ class BatchedWriter:
             await self._commit([each])
 
     async def _write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
-        """Write in a thread; in a process that ends, which can start none, here."""
+        """Write in a thread, or in this one where the interpreter is shutting down and cannot start any."""
         try:
             writing = asyncio.get_running_loop().run_in_executor(None, self._store.write, rows)
         except RuntimeError:
