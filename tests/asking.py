@@ -1,4 +1,4 @@
-"""Asking in earnest, without Prefect: one request, or for all that a spec needs."""
+"""Real model requests without Prefect: a single one, or all that a spec needs."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
 
 
 def asked_directly(spec: RunSpec, run: str = "") -> Job:
-    """Return the job, once everything about it was asked that can be had."""
+    """Return the job after every request that it needs was tried."""
     job = read_job(spec)
     fill_batch(job, Run(run))
     return job

@@ -3,9 +3,9 @@
     with BatchProvider() as provider:
         provider.stages = ["validating", "in_progress", "completed"]
 
-A batch moves to its next stage each time it is looked at. Items are answered, or refused, by the same script and faults
-as direct requests, when the batch comes to its last stage. A key sees what it made and no other, as if every key had a
-project of its own at OpenAI.
+A batch moves to its next stage each time its status is requested. When it reaches its last stage, its items are
+answered or refused by the same script and faults as direct requests. An API key sees only its own batches, as if every
+key had a project of its own at OpenAI.
 """
 
 import json
@@ -26,7 +26,7 @@ NOT_EXECUTED = {
     "expired": "This request could not be executed before the completion window expired.",
     "cancelled": "This request was not executed because the batch was cancelled.",
 }
-"""What the error file says of items that a batch did not come to."""
+"""Messages in the error file for items that were not executed, by the batch's final status."""
 
 
 @dataclass
@@ -37,10 +37,10 @@ class StandInBatch:
     file_id: str
     metadata: dict[str, str]
     stages: list[str]
-    """Statuses that are still to come."""
+    """Statuses that the batch has yet to reach."""
     created_at: int
     key: str | None
-    """Whose it is."""
+    """Authorization header of the client that created it."""
     status: str = "validating"
     answered: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
@@ -53,39 +53,39 @@ class BatchProvider(ScriptedProvider):
     """The server; its fields may be changed while it runs."""
 
     stages: Sequence[str] = ("completed",)
-    """What each new batch goes through, from one look to the next."""
+    """Statuses of each new batch; every status request moves it to the next."""
     answers_before_the_end: int | None = None
-    """How many items of a batch are answered before it expires or is cancelled; all of one that is completed."""
+    """Number of items answered before a batch expires or is cancelled; a completed batch answers all of its items."""
     invalid: tuple[str, str] = ("model_not_found", "The model `m` does not exist.")
     """Code and message of a batch that fails."""
     batch_faults: Callable[[str, int], Fault | None] = lambda _call, _number: None
-    """Calls ("upload", "create", "look", "list", "download") by number that are refused."""
+    """Faults of calls that are refused, by kind ("upload", "create", "look", "list", "download") and number from 0."""
     afterwards: Callable[[str, int], Fault | None] = lambda _call, _number: None
-    """Calls by number that do what they should, and are then answered so; `hang()`: not at all."""
+    """Faults sent in place of the response after a call took effect; with `hang()` no response is sent."""
     later_stages: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    """Stages of the batches from a number on, where they are others."""
+    """Stages that replace `stages`, keyed by the number of the first batch that they apply to."""
     calls: Counter[str] = field(default_factory=Counter, init=False)
     done: Counter[str] = field(default_factory=Counter, init=False)
-    """Calls that took effect, answered or not."""
+    """Number of calls that took effect, by kind, whether answered or not."""
     batches: list[StandInBatch] = field(default_factory=list, init=False)
     files: dict[str, bytes] = field(default_factory=dict, init=False)
     changed: threading.Condition = field(default_factory=threading.Condition, init=False)
 
     @property
     def items(self) -> list[str]:
-        """The custom id of every item of every batch that was made, whatever became of it."""
+        """Custom ids of the items of all batches ever created."""
         return [line["custom_id"] for batch in self.batches for line in self.lines(batch)]
 
     @property
     def paid(self) -> Counter[str]:
-        """How often each item was answered."""
+        """Number of answers to each item, by custom id."""
         return Counter(line["custom_id"] for batch in self.batches for line in batch.answered)
 
     def lines(self, batch: StandInBatch) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.files[batch.file_id].splitlines()]
 
     def wait_until_done(self, name: str, number: int, timeout_s: float = 180) -> None:
-        """Wait until a call by number, from 0, has taken effect."""
+        """Wait until call `number` of a kind, counted from 0, has taken effect."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.done[name] > number, timeout_s)
 
@@ -105,7 +105,7 @@ class BatchProvider(ScriptedProvider):
             number = self.calls[name]
             self.calls[name] += 1
             if fault := self.batch_faults(name, number) or self._wrong_key(request):
-                return told(fault)
+                return response_for(fault)
             response: web.StreamResponse = await act(request)
             with self.changed:
                 self.done[name] += 1
@@ -113,7 +113,7 @@ class BatchProvider(ScriptedProvider):
             fault = self.afterwards(name, number)
             if fault and fault.action == "hang":
                 await self._stopped.wait()
-            return told(fault) if fault else response
+            return response_for(fault) if fault else response
 
         return handle
 
@@ -146,7 +146,7 @@ class BatchProvider(ScriptedProvider):
         )
         assert (asked["endpoint"], asked["completion_window"]) == ("/v1/chat/completions", "24h")
         self.batches.append(batch)
-        return web.json_response(self._told(batch))
+        return web.json_response(self._description(batch))
 
     def _stages_of(self, number: int) -> Sequence[str]:
         begun = [first for first in self.later_stages if first <= number]
@@ -161,7 +161,7 @@ class BatchProvider(ScriptedProvider):
             place = [batch.batch_id for batch in newest_first].index(after)
             newest_first = newest_first[place + 1 :]
         page = newest_first[: int(request.query.get("limit", "20"))]
-        told = [self._told(batch) for batch in page]
+        told = [self._description(batch) for batch in page]
         return web.json_response({"object": "list", "data": told, "has_more": len(page) < len(newest_first)})
 
     async def _look(self, request: web.Request) -> web.Response:
@@ -173,7 +173,7 @@ class BatchProvider(ScriptedProvider):
             batch.status = batch.stages.pop(0)
             if batch.status in ENDED:
                 self._end(batch)
-        return web.json_response(self._told(batch))
+        return web.json_response(self._description(batch))
 
     def _end(self, batch: StandInBatch) -> None:
         if batch.status == "failed":
@@ -200,7 +200,7 @@ class BatchProvider(ScriptedProvider):
         response = {"status_code": 200, "request_id": "r", "body": body}
         batch.answered.append({"custom_id": line["custom_id"], "response": response, "error": None})
 
-    def _told(self, batch: StandInBatch) -> dict[str, Any]:
+    def _description(self, batch: StandInBatch) -> dict[str, Any]:
         has_ended = batch.status in ENDED
         return {
             "id": batch.batch_id,
@@ -248,8 +248,8 @@ class BatchProvider(ScriptedProvider):
 
 
 def not_found() -> web.Response:
-    return told(refusal(404, "No such object.", None))
+    return response_for(refusal(404, "No such object.", None))
 
 
-def told(fault: Fault) -> web.Response:
+def response_for(fault: Fault) -> web.Response:
     return web.Response(status=fault.status, text=fault.text, headers=dict(fault.headers))

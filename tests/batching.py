@@ -1,4 +1,4 @@
-"""Growing in batches, in this process or in one that is killed."""
+"""Runs in batch mode, in this process or in one that the test kills."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ IMPATIENT = replace(QUICK, patience=HASTY)
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
-    """A provider that has batches, and the key for it."""
+    """Provider with a batch API, and its API key in the environment."""
     monkeypatch.setenv("TEST_KEY", "test-key-4711")
     with BatchProvider() as server:
         yield server

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its DevTools protocol: what a page does, says and asks the network for."""
+"""Headless Chromium, driven over its DevTools protocol: a page's behaviour, console messages and network requests."""
 
 import base64
 import itertools
@@ -31,12 +31,12 @@ FLAGS = (
 )
 LISTENING = re.compile(r"DevTools listening on (ws://\S+)")
 ANSWER_S = 180.0
-"""On a very busy machine."""
+"""Seconds to wait for the browser: enough even on a very busy machine."""
 LOCAL = ("file:", "data:", "about:")
 
 
 class Page:
-    """One tab. Events arrive while it is waited for answers."""
+    """One browser tab. Events are collected while a call waits for its answer."""
 
     def __init__(self, connection: Connection) -> None:
         self.events: list[dict[str, Any]] = []
@@ -50,7 +50,7 @@ class Page:
         self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """Ask the browser for something and return its answer; raises where it refuses."""
+        """Call a DevTools method and return its result; raise RuntimeError if the browser reports an error."""
         number = next(self._numbers)
         session = {"sessionId": self._session} if self._session else {}
         self._connection.send(json.dumps({"id": number, "method": method, "params": parameters, **session}))
@@ -63,7 +63,7 @@ class Page:
                 return result
 
     def open(self, url: str) -> None:
-        """Load a page and wait until it is there; raises where that does not come, as for one that leaves at once."""
+        """Load a page and wait until it is loaded; raise TimeoutError if it never is, as one that redirects at once."""
         self.events.clear()
         loader, deadline = self.call("Page.navigate", url=url)["loaderId"], time.monotonic() + ANSWER_S
         while not any(is_loaded(event, loader) for event in self.events):
@@ -71,15 +71,15 @@ class Page:
                 raise TimeoutError(f"{url} was not loaded within {ANSWER_S:.0f} s")
             self._receive()
 
-    def js(self, expression: str) -> Any:  # noqa: ANN401 - whatever the page has
-        """Evaluate an expression in the page; raises where the page would."""
+    def js(self, expression: str) -> Any:  # noqa: ANN401 - any JSON value
+        """Evaluate an expression in the page; raise RuntimeError if it throws."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
-        """Press and let go of a key."""
+        """Press and release a key."""
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
         code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Enter": 13, "Tab": 9}.get(key, 0)
         named = {"key": key, "code": key, "windowsVirtualKeyCode": code}
@@ -99,13 +99,13 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
-        """Write what is seen, or the whole page, as PNG."""
+        """Write a screenshot of the window, or of the whole page, as PNG."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
     @property
     def complaints(self) -> list[str]:
-        """What the page's console said: errors, warnings, exceptions, and what the page's policy refused."""
+        """Console messages of the page: errors, warnings, exceptions, and violations of its content security policy."""
         said = [event["params"] for event in self.events if event["method"] == "Log.entryAdded"]
         raised = [event["params"] for event in self.events if event["method"] == "Runtime.exceptionThrown"]
         printed = [event["params"] for event in self.events if event["method"] == "Runtime.consoleAPICalled"]
@@ -113,13 +113,13 @@ class Page:
 
     @property
     def requested(self) -> list[str]:
-        """Every address that the page asked the network for."""
+        """URLs that the page requested from the network."""
         asked = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
         return [each["request"]["url"] for each in asked if not each["request"]["url"].startswith(LOCAL)]
 
     @property
     def reached(self) -> list[str]:
-        """Every address that the page asked the network for, and was let."""
+        """URLs that the page requested and that its content security policy did not block."""
         failed = [event["params"] for event in self.events if event["method"] == "Network.loadingFailed"]
         kept = {each["requestId"] for each in failed if each.get("blockedReason") == "csp"}
         asked = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
@@ -134,14 +134,14 @@ class Page:
 
 
 def is_loaded(event: dict[str, Any], loader: str) -> bool:
-    """Whether an event tells that a page is there: this one, and not the one before, which may be late."""
-    told = event["params"]
-    return bool(event["method"] == "Page.lifecycleEvent" and (told["name"], told["loaderId"]) == ("load", loader))
+    """Whether an event reports that this page is loaded; a late event of the previous page has another loader."""
+    details = event["params"]
+    return bool(event["method"] == "Page.lifecycleEvent" and (details["name"], details["loaderId"]) == ("load", loader))
 
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
-    """Start a browser with an empty profile; skips where there is none on this machine."""
+    """Start a browser with an empty profile; skip the test if Chromium is not installed."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no chromium on this machine: install Debian's `chromium` to run the tests of the report's page")
@@ -157,7 +157,7 @@ def chromium(profile: Path) -> Iterator[Page]:
 
 
 def address_of(process: "subprocess.Popen[str]") -> str:
-    """Where a browser that is starting listens."""
+    """Return the DevTools address that a starting browser prints to stderr."""
     said = []
     for line in process.stderr or ():
         said.append(line)

@@ -1,5 +1,5 @@
-"""Config files to test the command with: eight sums in GSM8K's format, every role a model of its own on a provider; and
-a judge for what was answered elsewhere.
+"""Config files for tests of the `malt` command: eight sums in GSM8K's format, with a model of its own for every role;
+and a config with only a judge, for answers that come from elsewhere.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.specs import write_questions
 
 QUESTIONS = 8
 REQUESTS = {"generator": 1, "verifier": 3, "refiner": 9}
-"""What one question takes at three samples a node."""
+"""Requests that one question needs, at three samples a node."""
 
 
 def write_config(folder: Path, provider: ScriptedProvider, questions: int = QUESTIONS, judge: bool = False) -> Path:
@@ -18,19 +18,19 @@ def write_config(folder: Path, provider: ScriptedProvider, questions: int = QUES
     path = folder / "sums.toml"
     roles = "\n".join(f"[roles.{role}]\n{model(role, provider)}samples = 3\n" for role in REQUESTS)
     evaluator = f'kind = "llm"\n{model("evaluator", provider)}' if judge else 'kind = "number"\n'
-    run = '[run]\ntracking = "shard"\n'  # quicker; what branches add is tested apart
+    run = '[run]\ntracking = "shard"\n'  # faster than tracking every branch, which other tests cover
     questions_table = '[questions]\nsource = "questions.jsonl"\n'
     path.write_text(f'name = "sums"\n\n{questions_table}\n{roles}\n[evaluator]\n{evaluator}\n{run}')
     return path
 
 
 def model(role: str, provider: ScriptedProvider) -> str:
-    """A model that is called like its role."""
+    """Return the config keys of a model named after its role."""
     return f'model = "openai/{role}"\napi_base = "{provider.url}"\napi_key_env = "TEST_KEY"\nseed = 7\n'
 
 
 def write_judge_config(folder: Path, provider: ScriptedProvider) -> Path:
-    """Write a config of which nothing but its evaluator is used."""
+    """Write a config with a judge; its question file does not exist."""
     path = folder / "judge.toml"
     judge = f'model = "openai/judge"\napi_base = "{provider.url}"\napi_key_env = "TEST_KEY"\n'
     questions = '[questions]\nsource = "no-such-file.jsonl"\n'

@@ -1,6 +1,6 @@
-"""A clean place for every test: no MALT or provider settings of the machine, and a data folder of its own.
+"""Isolation of every test: none of the machine's MALT or provider settings, and a data folder of its own.
 
-And how tests are dealt out to processes, in which order, and in whose time they run.
+Also the order of the tests, their distribution over processes, and the event loop that they run on.
 """
 
 import asyncio
@@ -27,10 +27,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("malt")
 
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
-"""All is asked on this machine, in plain HTTP; and hundreds of clients each read whom they trust, 140 as a rule."""
+"""Tests only talk plain HTTP to loopback. An empty CA file keeps hundreds of HTTP clients from each loading the
+system's 140 certificates."""
 
-UP_FOR_S = 1000.0
-"""What a loop's clock shows as a test begins in virtual time: that of a machine counts from its start."""
+CLOCK_START_S = 1000.0
+"""Start of the clock in virtual time: a real monotonic clock is not at 0 either when a test starts."""
 LONGEST = (
     "service",
     "test_readme.py",
@@ -44,30 +45,31 @@ LONGEST = (
     "test_batch_mode.py",
     "test_docs.py",
 )
-"""Folders and files that take longest, the longest first."""
-FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
+"""Slowest folders and files, slowest first."""
+MACHINE_PREFIXES = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
+"""Prefixes of environment variables that no test may inherit from the machine."""
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What only waits for itself is marked `virtual_time`, and does so in no time."""
+    """Run tests marked `virtual_time` on a loop that skips waits: such a test waits for nothing outside its process."""
     is_virtual = item.get_closest_marker("virtual_time") is not None
-    return {"virtual": partial(VirtualLoop, UP_FOR_S)} if is_virtual else {"real": asyncio.new_event_loop}
+    return {"virtual": partial(VirtualLoop, CLOCK_START_S)} if is_virtual else {"real": asyncio.new_event_loop}
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Import the tests without garbage collection: what they bring lives as long as the process."""
+    """Import the tests without garbage collection: imported modules live as long as the process."""
     with paused_gc():
         return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest in one piece, so that no process has to wait for it at the end."""
+    """Start the slowest files first, so that no process ends long after the others."""
     items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST)))
 
 
 class ByServer(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Deals tests out to processes a file at a time, but in one piece those that share `malt up`."""
+    """Gives each process whole files, and all tests that share one `malt up` to the same process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePath(nodeid.partition("::")[0])
@@ -81,7 +83,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServe
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    for name in [name for name in os.environ if name.startswith(MACHINE_PREFIXES)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "data"))
     yield
@@ -95,7 +97,7 @@ def settings() -> Settings:
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedProvider]:
-    """A provider, and in the environment a key for it."""
+    """Scripted provider, with its API key in the environment."""
     monkeypatch.setenv("TEST_KEY", "test-key-4711")
     with ScriptedProvider() as server:
         yield server

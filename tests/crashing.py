@@ -1,5 +1,5 @@
-"""Work on a dataset's folder in processes of its own that are killed: before their n-th change of the file system, or
-some time after they began.
+"""Work on a dataset's folder in processes that are killed: before their n-th change of the file system, or some time
+after they start.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from malt.datasets.version.folders import linked_numbers, put_in_place, set_tag,
 Work = Callable[..., object]
 
 CHANGES = {"open", "os.mkdir", "os.rename", "os.symlink", "os.remove", "os.rmdir"}
-"""Audit events of what changes a folder."""
+"""Audit events of calls that change a folder."""
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.crashing", "tests.forerunner"])
@@ -40,12 +40,12 @@ def mend(place: Path, whole: Path) -> None:
 
 
 def killed_before(change: int, work: Work, *arguments: object) -> bool:
-    """Do work in a process that kills itself before a change; return whether it came so far."""
+    """Do work in a process that kills itself before its n-th change; return whether it got that far."""
     return ended(start(die_before, change, work, *arguments))
 
 
 def killed_after(seconds: float, work: Work, *arguments: object) -> bool:
-    """Do work in a process, and kill it this long after it began; return whether it was still at it."""
+    """Do work in a process and kill it this long after its start; return whether it was still running."""
     here, there = PROCESSES.Pipe()
     process = start(tell_and_do, there, work, *arguments)
     assert here.recv() == "begun"
@@ -61,7 +61,7 @@ def start(target: Work, *arguments: object) -> "multiprocessing.process.BaseProc
 
 
 def ended(process: "multiprocessing.process.BaseProcess") -> bool:
-    """Wait for a process, and return whether it was killed."""
+    """Wait for a process to exit; return whether it was killed."""
     process.join(60)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
@@ -84,7 +84,7 @@ def tell_and_do(there: Connection, work: Work, *arguments: object) -> None:
 
 
 def check_whole(datasets_dir: Path, *numbers: int) -> list[int]:
-    """Check that these versions are there, that all there are hold, and that every link names one; return which are."""
+    """Check that these versions exist, that every version verifies and no link dangles; return all version numbers."""
     folder = datasets_dir / "arith"
     found = version_numbers(folder)
     assert set(numbers) <= set(found)

@@ -1,4 +1,4 @@
-"""What the processes of crashing.py begin with: imported once, in the process from which all of them are forked."""
+"""Imports for the processes of crashing.py, done once in the fork server that all of them are forked from."""
 
 import pandas  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""JSON from elsewhere: every place in it, and what somebody could write there."""
+"""Hostile JSON: every place in a JSON value, and the values that an attacker could put there."""
 
 import copy
 import json
@@ -29,13 +29,13 @@ VALUES: dict[str, object] = {
     "markup": "<script>alert(1)</script>![x](http://evil.example/x.png)|\n# Title",
     "depth": [[[[[[[[[[]]]]]]]]]],
 }
-"""By what it is."""
+"""Hostile values, by description."""
 RAW = ("\x1b", "\x9b", "\u202e", "\u200b", "\x07")
-"""What must reach no terminal."""
+"""Characters that no terminal may receive."""
 
 
 def places(value: object, place: Place = ()) -> Iterator[Place]:
-    """Yield every place in a JSON value, inner ones too."""
+    """Yield every place in a JSON value, nested ones too."""
     if place:
         yield place
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -44,7 +44,7 @@ def places(value: object, place: Place = ()) -> Iterator[Place]:
 
 
 def put(value: Any, place: Place, new: object) -> Any:  # noqa: ANN401 - JSON
-    """Return a JSON value with another one in a place."""
+    """Return a copy of a JSON value with `new` at a place."""
     if not place:
         return new
     changed = copy.copy(value)
@@ -53,26 +53,26 @@ def put(value: Any, place: Place, new: object) -> Any:  # noqa: ANN401 - JSON
 
 
 def forge(file: Path, content: dict[str, Any]) -> None:
-    """Write a manifest, sealed as if it were whole, or another JSON file."""
+    """Write a JSON file; a manifest gets a digest that fits its content."""
     unsealed = {name: each for name, each in content.items() if name != "manifest_sha256"}
     is_manifest = len(unsealed) < len(content)
     try:
         seal = {"manifest_sha256": digest(unsealed)} if is_manifest else {}
-    except (ValueError, TypeError, OverflowError):  # what cannot be sealed
+    except (ValueError, TypeError, OverflowError):  # content that has no digest
         seal = {"manifest_sha256": "0" * 64}
     file.write_text(json.dumps({**unsealed, **seal}))
 
 
 STRIDE = 8
-"""Each command meets every so many places, another command others; each place meets other values."""
+"""Each command is tested with every 8th place, the next command with the places after those; values take turns."""
 
 
 def find_bad(
     command: list[str], number: int, files: Sequence[Path], run: Callable[[list[str]], tuple[int, str, str]]
 ) -> Iterator[str]:
-    """Yield what a command does not bear: an unforeseen error, many lines, another exit code, a screen's orders.
+    """Yield the places at which a command fails badly: an unexpected error, a foreign exit code, or raw control text.
 
-    `files` are copies of one JSON file, in each of which the same is written.
+    `files` are copies of one JSON file; each change is written to all of them.
     """
     whole = json.loads(files[0].read_bytes())
     names = [*VALUES]

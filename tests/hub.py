@@ -1,12 +1,11 @@
-"""A stand-in for the Hugging Face Hub: what its HTTP API does with repositories of datasets and models, in memory.
+"""A stand-in for the Hugging Face Hub: its HTTP API for repositories of datasets and models, kept in memory.
 
     with Hub() as hub:
-        environment = hub.environment  # for a process that shall use it
+        environment = hub.environment  # for a process that should use it
 
-It keeps what it is sent: repositories with commits, branches and tags, small files under git's digest and large ones
-under their SHA-256. `.parquet`, `.safetensors` and `.gguf` are large. Paths in `damaged` are stored with a byte
-changed; `stall_at` lets one upload of a large file, counted from 1, hang for ever; `raced` lets another commit come in
-between once.
+It stores repositories with commits, branches and tags, small files by git's digest and large files by their SHA-256;
+`.parquet`, `.safetensors` and `.gguf` files are large. Paths in `damaged` are stored with one byte changed; uploads of
+large files hang from number `stall_at` on, counted from 1; `raced` inserts somebody else's commit before the next.
 """
 
 import base64
@@ -43,7 +42,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """As git has it: of the content, or of the pointer to it."""
+        """Git's digest of the content, or of the LFS pointer to a large file."""
         return git_sha1(self.pointer if self.is_large else self.content)
 
     @property
@@ -55,10 +54,10 @@ class Blob:
         return len(self.content)
 
     def entry(self, path: str) -> dict[str, Any]:
-        """As the tree tells it."""
-        told: dict[str, Any] = {"type": "file", "oid": self.oid, "size": self.size, "path": path}
+        """Return this file's entry in the Hub's listing of a tree."""
+        entry: dict[str, Any] = {"type": "file", "oid": self.oid, "size": self.size, "path": path}
         lfs = {"oid": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}
-        return told | {"lfs": lfs} if self.is_large else told
+        return entry | {"lfs": lfs} if self.is_large else entry
 
 
 Files = dict[str, Blob]
@@ -81,7 +80,7 @@ class Repository:
         return oid
 
     def files(self, revision: str) -> Files:
-        """What is in a branch, a tag or a commit."""
+        """Return the files of a branch, a tag or a commit."""
         return self.commits[self.resolved(revision)]
 
     def resolved(self, revision: str) -> str:
@@ -96,7 +95,7 @@ def git_sha1(content: bytes) -> str:
 
 
 def refusal(status: int, message: str, code: str = "") -> web.HTTPException:
-    """An error as the Hub says it."""
+    """Return an error response in the Hub's shape."""
     kinds = {401: web.HTTPUnauthorized, 403: web.HTTPForbidden, 404: web.HTTPNotFound, 409: web.HTTPConflict}
     headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
     kind = kinds.get(status, web.HTTPPreconditionFailed)
@@ -104,14 +103,14 @@ def refusal(status: int, message: str, code: str = "") -> web.HTTPException:
 
 
 class Hub(Served):
-    """The server. What it holds may be read while it runs."""
+    """The server; its fields may be read while it runs."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
-        """Contents of large files, by the SHA-256 they were announced with."""
+        """Contents of large files, by the SHA-256 in the upload's URL."""
         self.uploads: list[str] = []
-        """The SHA-256 of every large file that was sent."""
+        """SHA-256 of every uploaded large file, in order."""
         self.requests: list[str] = []
         """Method and path of every request."""
         self.damaged: set[str] = set()
@@ -122,7 +121,7 @@ class Hub(Served):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that send Hugging Face's libraries here."""
+        """Environment variables that point Hugging Face's libraries at this server."""
         return {
             "HF_ENDPOINT": self.address,
             "HF_TOKEN": TOKEN,
@@ -131,7 +130,7 @@ class Hub(Served):
         }
 
     def use_here(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Send this process here too, whose library read its environment long ago."""
+        """Point this process at the server too: its `huggingface_hub` read the environment when it was imported."""
         for name, value in {**self.environment, "HF_HOME": str(folder / "hf"), "TMPDIR": str(folder)}.items():
             monkeypatch.setenv(name, value)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, self.address)
@@ -283,7 +282,7 @@ class Hub(Served):
     async def _upload(self, request: web.Request) -> web.Response:
         content = await request.read()
         self._begun += 1
-        if self._begun == self.stall_at:
+        if self.stall_at is not None and self._begun >= self.stall_at:
             self.stalled.set()
             await self._stopped.wait()
         sha256 = request.match_info["sha256"]
@@ -355,7 +354,7 @@ class Hub(Served):
 
 
 def entries_below(files: Files, prefix: str, *, deep: bool) -> list[dict[str, Any]]:
-    """What is in a folder, or in all folders below it too."""
+    """Return the entries of a folder; with `deep`, of all folders below it too."""
     below = [path for path in files if path.startswith(prefix)]
     folders = {path[: place + len(prefix)] for path in below if (place := path[len(prefix) :].find("/")) >= 0}
     shown = [path for path in below if deep or "/" not in path[len(prefix) :]]
@@ -368,7 +367,7 @@ def folder_entry(path: str) -> dict[str, Any]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The Hub for this process, whose library read its environment long ago, and for those it starts (and kills)."""
+    """Stand-in Hub for this process and for the processes that it starts."""
     with Hub() as server:
         server.use_here(tmp_path, monkeypatch)
         yield server

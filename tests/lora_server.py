@@ -1,7 +1,7 @@
 """A stand-in for vLLM's server with adapters: the same API on loopback, computed by transformers and PEFT.
 
-`fault` lets it do what real ones were seen to do: `base` serves the base for every adapter, `first` the one that was
-loaded first, `other` has another base, `refuses` takes no adapter, `mute` tells no log-probabilities.
+`fault` repeats failures seen in real servers: `base` serves the base model for every adapter, `first` serves the first
+loaded adapter for all, `other` has another base model, `refuses` loads no adapter, `mute` omits log-probabilities.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ BASE = "org/base"
 
 
 class LoraServer(Served):
-    """The server. What it was sent may be read while it runs."""
+    """The server; `loaded` and `loads` may be read while it runs."""
 
     def __init__(self, base: Path, fault: str = "") -> None:
         self.fault, self._tokenizer = fault, AutoTokenizer.from_pretrained(base)
@@ -74,12 +74,12 @@ class LoraServer(Served):
             {"token": self._tokenizer.decode([token]), "logprob": value}
             for value, token in zip(first.values.tolist(), first.indices.tolist(), strict=True)
         ]
-        told = None if self.fault == "mute" else {"content": [{**listed[0], "top_logprobs": listed}]}
+        logprobs = None if self.fault == "mute" else {"content": [{**listed[0], "top_logprobs": listed}]}
         message = {"role": "assistant", "content": listed[0]["token"]}
-        return web.json_response({"choices": [{"index": 0, "message": message, "logprobs": told}]})
+        return web.json_response({"choices": [{"index": 0, "message": message, "logprobs": logprobs}]})
 
     def _logits(self, name: str, prompt: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Compute the first token, with the adapter of a name as this server understands it."""
+        """Compute the logits of the first token with the named adapter, or with the one that `fault` serves instead."""
         is_base = name == BASE or self.fault == "base"
         if not is_base:
             self._model.set_adapter(self.loads[0]["lora_name"] if self.fault == "first" else name)

@@ -1,4 +1,4 @@
-"""What the scripted provider is asked, and what goes wrong there: faults, and when they come."""
+"""Requests as the scripted provider receives them, the faults that it can answer with, and rules for when it does."""
 
 import json
 from collections import deque
@@ -16,13 +16,13 @@ class Asked:
     body: dict[str, Any]
     headers: Mapping[str, str]
     number: int
-    """Counts every request the server got, from 0."""
+    """Number of the request on this server, from 0."""
     attempt: int
-    """How often the same body had arrived before: 0 at first, 1 when it is asked again."""
+    """Number of earlier requests with the same body: 0 at first, 1 at the first retry."""
     at: float
-    """Monotonic seconds."""
+    """Time of arrival, in monotonic seconds."""
     port: int = 0
-    """Of the connection that it came over, at its client's end."""
+    """The client's port."""
 
     @property
     def model(self) -> str:
@@ -30,12 +30,12 @@ class Asked:
 
     @property
     def prompt(self) -> str:
-        """All messages' text, one after the other."""
+        """Text of all messages, joined by newlines."""
         return "\n".join(str(message["content"]) for message in self.body["messages"])
 
     @property
     def count(self) -> int:
-        """How many samples were asked for."""
+        """Number of samples requested (`n`)."""
         return int(self.body.get("n") or 1)
 
     @property
@@ -44,20 +44,20 @@ class Asked:
 
     @property
     def conversation(self) -> str:
-        """The model and messages, as one text: what decides the replies beside seed and sample."""
+        """Model and messages as one text; with seed and sample it determines the reply."""
         return json.dumps([self.model, self.body["messages"]], sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What the server does instead of answering. Make one with the functions below."""
+    """What the server does instead of answering; made by the functions below."""
 
     action: Action = "answer"
     status: int = 200
     text: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     data: bytes | None = None
-    """What is sent instead of `text`, byte for byte."""
+    """Raw body that replaces `text`."""
 
 
 Faults = Callable[[Asked], Fault | None]
@@ -75,12 +75,12 @@ def rate_limited(retry_after_s: float | None = None) -> Fault:
 
 
 def quota_spent() -> Fault:
-    """Out of money as OpenAI says it: with a 429."""
+    """Refuse as OpenAI does when the account is out of money: with a 429."""
     return refusal(429, "You exceeded your current quota", "insufficient_quota", "insufficient_quota")
 
 
 def payment_required() -> Fault:
-    """Out of money as OpenRouter says it."""
+    """Refuse as OpenRouter does when the account is out of money."""
     return refusal(402, "Insufficient credits. Add more.", None, "payment_required")
 
 
@@ -152,7 +152,7 @@ def drip() -> Fault:
 
 
 def when(applies: Callable[[Asked], bool], fault: Fault) -> Faults:
-    """Return faults for the requests that `applies` picks."""
+    """Return faults for the requests that `applies` selects."""
     return lambda asked: fault if applies(asked) else None
 
 

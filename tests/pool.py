@@ -1,4 +1,4 @@
-"""The processes that graders run in, killed."""
+"""Killing the worker processes that graders run in."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from malt.grading.process_pool import worker_pids
 
 
 def kill_workers() -> None:
-    """Kill all that are up; those that follow know the path and the folder as they are then."""
+    """Kill all running workers; the ones that replace them see the import path and working folder of that time."""
     for pid in worker_pids():
         kill(pid)
 

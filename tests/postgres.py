@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, where this machine has one."""
+"""A PostgreSQL server for the tests, if PostgreSQL is installed."""
 
 import os
 import secrets
@@ -19,7 +19,7 @@ START_ATTEMPTS = 25
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The URL of an empty database, on a server that ends with the tests."""
+    """URL of an empty database on a server that stops when the tests end."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'malt-trees[postgres]'")
     if not Postgres.is_here():
         pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
@@ -35,7 +35,7 @@ class Postgres:
         return bool(shutil.which("initdb") and shutil.which("pg_ctl"))
 
     def __enter__(self) -> Self:
-        # pytest's own are closed to other users; the server's children may still write as it is removed
+        # other users cannot enter pytest's temporary folders; PostgreSQL's children may still write during removal
         self._folder = tempfile.TemporaryDirectory(prefix="malt-postgres-", ignore_cleanup_errors=True)
         self._as_owner = unprivileged(self._folder.name)
         self._data, self._port = Path(self._folder.name) / "data", free_port()
@@ -48,7 +48,7 @@ class Postgres:
         self._folder.cleanup()
 
     def start(self) -> None:
-        """Start it, or start it again where it was killed: its children may take a moment to notice that."""
+        """Start the server; retry, since the children of one that was killed take a moment to exit."""
         options = f"-p {self._port} -k {self._folder.name} -c listen_addresses=127.0.0.1 -c fsync=off"
         log = f"{self._folder.name}/log"
         command: list[str | Path] = [
@@ -72,7 +72,7 @@ class Postgres:
 
     @property
     def pid(self) -> int:
-        """The postmaster's."""
+        """Process id of the postmaster."""
         return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def url(self, database: str) -> str:
@@ -85,7 +85,10 @@ class Postgres:
 
 
 def unprivileged(folder: str) -> list[str]:
-    """Return the beginning of commands that run as the owner of a folder: PostgreSQL refuses to run as root."""
+    """Return a command prefix that drops root, empty for other users: PostgreSQL refuses to run as root.
+
+    The folder is given to `nobody`, as whom the command then runs.
+    """
     if os.geteuid() != 0:
         return []
     shutil.chown(folder, "nobody")
@@ -93,7 +96,7 @@ def unprivileged(folder: str) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port that is free, and given to no connection by chance before it is used: those get higher ones."""
+    """Return a free port below the range that the system gives to outgoing connections, so that none takes it."""
     while True:
         port = secrets.choice(range(20_000, 32_000))
         with socket.socket() as probe, suppress(OSError):

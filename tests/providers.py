@@ -3,12 +3,12 @@
     with ScriptedProvider() as provider:
         spec = ModelSpec(model="openai/m", api_base=provider.url)
 
-What it answers is a script, `(Asked, sample) -> str`; the default is `answering({})`. What goes wrong is a function,
-`(Asked) -> Fault | None`, and may be set or cleared while the server runs: `provider.faults = None` heals it.
+Its replies come from a script, `(Asked, sample) -> str`; the default is `answering({})`. Its faults come from a
+function, `(Asked) -> Fault | None`, which may be set while the server runs; `provider.faults = None` ends them.
 
-Replies repeat: the same model, messages, seed and choice give the same text in any order. A request without a seed
-takes up where the last one with its model and messages ended, so a top-up gets new samples; concurrent requests for one
-prompt then share out the samples in the order in which they arrive.
+Replies are deterministic: the same model, messages, seed and choice give the same text in any order. A request without
+a seed continues with the samples after those of the last one with its model and messages, so a top-up gets new ones;
+concurrent requests for one prompt get consecutive samples in their order of arrival.
 """
 
 import asyncio
@@ -32,15 +32,15 @@ from tests.serving import Served
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One answer that left whole, on a connection that was still there."""
+    """One answer that was sent completely, over a connection that was still open."""
 
     asked: Asked
     at: float
-    """Monotonic seconds, once all of it was written."""
+    """Time when the last byte was written, in monotonic seconds."""
 
     @property
     def id(self) -> str:
-        """The answer's `id`, which is in what a store keeps of it."""
+        """The answer's `id`, which the store keeps as well."""
         return answer_id(self.asked)
 
 
@@ -54,10 +54,11 @@ def draw(asked: Asked, sample: int, topic: str = "") -> float:
 
 
 def answering(truths: Mapping[str, str], right: float = 0.5) -> Script:
-    """Return a script that answers rightly with probability `right`, and ends with `Final Answer: …`.
+    """Return a script whose replies end with `Final Answer: …` and are right with probability `right`.
 
-    `truths` maps a piece of a question's text to its answer; a prompt with none of them is answered with the first sum
-    in it (`2 + 3`), else with a digit. A request for JSON (an evaluator's) gets CONTRACT's four keys, scored by chance.
+    `truths` maps a part of a question's text to its answer; for a prompt with none of them the right answer is the
+    first sum in it (`2 + 3`), else a digit. A request for JSON (from an evaluator) gets CONTRACT's four keys, with a
+    random score.
     """
 
     def script(asked: Asked, sample: int) -> str:
@@ -97,39 +98,39 @@ class ScriptedProvider(Served):
     script: Script = field(default_factory=lambda: answering({}))
     faults: Faults | None = None
     siblings: Literal["honoured", "refused", "ignored"] = "honoured"
-    """What it does with `n` above 1: answer all, a 400, or one choice."""
+    """Response to `n` above 1: all choices, a 400, or a single choice."""
     reasoning: Callable[[Asked, int], str] | None = None
-    """Text to return apart from the content, as `reasoning_content`."""
+    """Text that is returned as `reasoning_content`, apart from the content."""
     truncated: Callable[[Asked], bool] = lambda _asked: False
     """Requests whose replies stop half-way, with finish reason `length`."""
     latency_s: float = 0.0
     holds: bool = False
-    """Whether what arrives is kept waiting, until this is false again."""
+    """Whether all requests wait; they are answered once this is false again."""
     holds_from: float = math.inf
-    """The first request by number that is kept waiting, with all that follow."""
+    """Number of the first request that waits, with all later ones."""
     key: str | None = None
-    """The only key it accepts; any when empty."""
+    """The only API key accepted; None accepts any."""
     counts_tokens: bool = True
-    """Whether it sends `usage`."""
+    """Whether answers contain `usage`."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Headers of every answer, such as those that tell of limits."""
+    """Headers of every answer, for example those that state rate limits."""
     cost_usd: float | None = None
     """Cost to report for each request, as OpenRouter does in `usage.cost`."""
     requests: list[Asked] = field(default_factory=list, init=False)
     """Every request, answered or refused, in order of arrival."""
     sent: list[Sent] = field(default_factory=list, init=False)
-    """Every answer that left whole, in order."""
+    """Every answer that was sent completely, in order."""
     completions: Counter[str] = field(default_factory=Counter, init=False)
-    """Choices sent, by model."""
+    """Number of choices sent, by model."""
     max_in_flight: int = field(default=0, init=False)
-    """The most requests seen under way at once."""
+    """Largest number of requests in flight at once."""
     _in_flight: int = field(default=0, init=False)
     _arrivals: Counter[str] = field(default_factory=Counter, init=False)
     _given: Counter[str] = field(default_factory=Counter, init=False)
 
     @property
     def url(self) -> str:
-        """The API's base, ending in /v1."""
+        """Base URL of the API, ending in /v1."""
         return f"{self.address}/v1"
 
     @property
@@ -141,7 +142,7 @@ class ScriptedProvider(Served):
         return self.completions.total()
 
     def requests_to(self, model: str) -> list[Asked]:
-        """Return what one model was asked: give each role a model of its own to count by role."""
+        """Return the requests to one model; give each role a model of its own to count requests by role."""
         return [asked for asked in self.requests if asked.model == model]
 
     def application(self) -> web.Application:
@@ -163,7 +164,7 @@ class ScriptedProvider(Served):
         try:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
-            while self.holds or asked.number >= self.holds_from:  # noqa: ASYNC110 - another thread says when it ends
+            while self.holds or asked.number >= self.holds_from:  # noqa: ASYNC110 - another thread ends the wait
                 await asyncio.sleep(0.02)
             fault = self._refuse(asked)
             if fault:
@@ -274,7 +275,7 @@ def filtered(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def port_of(request: web.Request) -> int:
-    """Return the port that a client asks from."""
+    """Return the client's port."""
     return 0 if request.transport is None else int(request.transport.get_extra_info("peername")[1])
 
 

@@ -1,4 +1,4 @@
-"""Small published versions to test with."""
+"""Small published dataset versions for tests."""
 
 import shutil
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ MIXED = [1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0,
 
 
 def spec_of(name: str = "arith", /, **dataset: bool | float | str) -> RunSpec:
-    """A spec with nothing but defaults and a judge, `[dataset]` apart."""
+    """Return a spec with a judge, these keys of `[dataset]`, and defaults for all others."""
     declared = {
         "name": name,
         "questions": {"source": "questions.jsonl"},
@@ -32,7 +32,7 @@ def spec_of(name: str = "arith", /, **dataset: bool | float | str) -> RunSpec:
 
 
 def asking_for(spec: RunSpec, tree: Tree) -> RunSpec:
-    """A spec whose roles branch as this tree does."""
+    """Return the spec with the numbers of samples that this tree has."""
     samples = (step + 1 for step in max(tree.nodes))
     roles = {
         role: spec.roles[role].model_copy(update={"samples": count})
@@ -42,7 +42,7 @@ def asking_for(spec: RunSpec, tree: Tree) -> RunSpec:
 
 
 def mixed_tree(question_id: str) -> ValuedTree:
-    """A tree that gives rows of every kind."""
+    """Return a tree that yields rows of every kind."""
     return valued(tree_of(question_id), MIXED)
 
 
@@ -53,7 +53,7 @@ def publish(
     datasets_dir: Path,
     judge: UsageCount | None = None,
 ) -> DatasetVersion:
-    """Publish trees; `judge` is what their grades took."""
+    """Publish trees; `judge` is the usage of grading them."""
     with VersionWriter(spec, provenance, datasets_dir / spec.name) as writer:
         for valued_tree in trees:
             writer.add(make_shard([valued_tree], spec, provenance.screening))
@@ -62,7 +62,7 @@ def publish(
 
 
 def mixed_shard(question_id: str) -> Shard:
-    """What a mixed tree gives to a version."""
+    """Return a mixed tree's shard of a version."""
     return make_shard([mixed_tree(question_id)], spec_of(), PROVENANCE.screening)
 
 

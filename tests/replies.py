@@ -1,4 +1,4 @@
-"""What an endpoint answered, as far as limits and budgets care."""
+"""A minimal reply of an endpoint, with only the fields that rate limits and budgets read."""
 
 from dataclasses import dataclass
 

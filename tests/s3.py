@@ -1,9 +1,9 @@
-"""A local S3: moto's server, with what can go wrong on the way to it.
+"""A local S3: moto's server, with faults.
 
     with S3("bucket") as s3:
-        environment = s3.environment  # for a process that shall use it
+        environment = s3.environment  # for a process that should use it
 
-Keys in `damaged` are stored with a byte changed; `stall_at` lets one write, counted from 1, hang for ever.
+Keys in `damaged` are stored with one byte changed; write number `stall_at`, counted from 1, hangs for ever.
 """
 
 import io
@@ -17,7 +17,7 @@ import httpx
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line for every request
 
 
 class S3:
@@ -26,7 +26,7 @@ class S3:
     def __init__(self, bucket: str) -> None:
         self.bucket = bucket
         self.written: list[str] = []
-        """The keys of all finished writes, in order."""
+        """Keys of all finished writes, in order."""
         self.damaged: set[str] = set()
         self.stall_at: int | None = None
         self.stalled = threading.Event()
@@ -38,7 +38,7 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that send AWS's libraries here."""
+        """Environment variables that point AWS's libraries at this server."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "key",
@@ -64,15 +64,15 @@ class S3:
         self._server.server_close()
 
     def allow(self) -> None:
-        """Let anyone in."""
+        """Accept every request."""
         self._post("/moto-api/reset-auth", b"inf")
 
     def forbid(self) -> None:
-        """Let nobody in."""
+        """Refuse every request."""
         self._post("/moto-api/reset-auth", b"0")
 
     def listed(self) -> list[str]:
-        """What is in the bucket, by name."""
+        """Return the keys in the bucket."""
         listing = httpx.get(f"{self.url}/{self.bucket}").text
         return [part.partition("</Key>")[0] for part in listing.split("<Key>")[1:]]
 

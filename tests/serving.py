@@ -1,4 +1,4 @@
-"""An HTTP application on loopback, in a thread and a loop of its own for as long as a `with` lasts."""
+"""An HTTP server on loopback that runs in its own thread and event loop for the length of a `with` block."""
 
 import asyncio
 import socket
@@ -10,14 +10,14 @@ from aiohttp import web
 
 
 class Served(ABC):
-    """A server; a context manager. A kind of server says what its application is."""
+    """A server, used as a context manager; subclasses provide the application."""
 
     address: str = ""
-    """Where it listens: `http://127.0.0.1:<port>`."""
+    """URL of the server: `http://127.0.0.1:<port>`."""
 
     @abstractmethod
     def application(self) -> web.Application:
-        """Return what is served."""
+        """Return the application to serve."""
 
     def __enter__(self) -> Self:
         started = threading.Event()

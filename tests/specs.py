@@ -1,4 +1,4 @@
-"""Specs and question files to test with, aimed at a scripted provider."""
+"""Specs and question files for tests, with a scripted provider as the endpoint."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.providers import ScriptedProvider
 
 
 def write_questions(folder: Path, count: int = 2) -> Path:
-    """Write sums in GSM8K's format; question i is `i + 10`."""
+    """Write sums in GSM8K's format; question i asks for `i + 10`."""
     path = folder / "questions.jsonl"
     rows = [{"question": f"What is {i} + 10?", "answer": f"We add.\n#### {i + 10}"} for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -22,7 +22,7 @@ def role_of(provider: ScriptedProvider, model: str, samples: int = 3) -> RoleSpe
 
 
 def spec_of(provider: ScriptedProvider, questions: Path, samples: int = 3) -> RunSpec:
-    """Every role has a model of its own, so that the provider can count by role; leaves are graded as numbers."""
+    """Return a spec with a model of its own for each role, to count requests by role; leaves are graded as numbers."""
     roles = {role: role_of(provider, f"{role}-model", samples) for role in ("generator", "verifier", "refiner")}
     return RunSpec(
         name="sums",

@@ -1,4 +1,4 @@
-"""Trees, grades and rewards to test with: built plainly, or drawn by hypothesis."""
+"""Trees, grades and rewards for tests: fixed ones, and hypothesis strategies that draw them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,18 +21,18 @@ PAPER: Branching = (3, 3, 3)
 
 
 def addresses(branching: Branching = PAPER) -> list[Address]:
-    """Every address of a tree, depth first."""
+    """Return every address of a tree, depth first."""
     levels = [product(*map(range, branching[:depth])) for depth in range(1, len(branching) + 1)]
     return sorted(Address(path) for level in levels for path in level)
 
 
 def leaf_addresses(branching: Branching = PAPER) -> list[Address]:
-    """Every leaf's address, in order."""
+    """Return the addresses of all leaves, in order."""
     return [address for address in addresses(branching) if address.is_leaf]
 
 
 def question_of(question_id: str) -> Question:
-    """A question with a column of its own."""
+    """Return a question with a column of metadata."""
     return Question(
         question_id=question_id, question=f"What is {question_id}?", ground_truth="4", metadata={"level": 1}
     )
@@ -41,7 +41,7 @@ def question_of(question_id: str) -> Question:
 def node_of(
     question_id: str, address: Address, finish_reason: str = FinishReason.STOP, text: str | None = None
 ) -> Node:
-    """A node whose text, key and measurements follow from where it stands."""
+    """Return a node whose text, key and measurements are derived from its address."""
     wrote = f"{address.role} {address} on {question_id}" if text is None else text
     completion = Completion(
         key=f"{question_id}/{address}",
@@ -61,7 +61,7 @@ def node_of(
 def tree_of(
     question_id: str, branching: Branching = PAPER, finish_reasons: Mapping[Address, str] | None = None
 ) -> Tree:
-    """A whole tree; `finish_reasons` says which texts were cut off or refused."""
+    """Return a complete tree; `finish_reasons` marks texts that were cut off or refused."""
     reasons = finish_reasons or {}
     nodes = {
         address: node_of(question_id, address, reasons.get(address, FinishReason.STOP))
@@ -71,20 +71,20 @@ def tree_of(
 
 
 def saying(tree: Tree, texts: Mapping[str, str]) -> Tree:
-    """The same tree with other texts at these addresses."""
-    told = {Address.parse(place): text for place, text in texts.items()}
-    others = {each: node_of(tree.question.question_id, each, text=text) for each, text in told.items()}
+    """Return the same tree with other texts at these addresses."""
+    by_address = {Address.parse(place): text for place, text in texts.items()}
+    others = {each: node_of(tree.question.question_id, each, text=text) for each, text in by_address.items()}
     return replace(tree, nodes={**tree.nodes, **others})
 
 
 def incomplete_tree_of(question_id: str) -> Tree:
-    """A tree whose generations could not be had."""
+    """Return a tree whose first branch failed: it has no nodes."""
     failure = FailedBranch(question_id, "", Role.GENERATOR, "HTTP 500 from the provider, 5 attempts")
     return Tree(question_of(question_id), {}, (failure,))
 
 
 def grade_of(reward: float | None) -> Grade:
-    """A leaf's grade with this reward; None is an unknown outcome."""
+    """Return a leaf's grade with this reward; None stands for an unknown outcome."""
     if reward is None:
         return Grade(Outcome.UNKNOWN, None, "llm", None, "the judge's reply could not be read")
     outcome = Outcome.RIGHT if reward > 0.5 else Outcome.WRONG
@@ -100,12 +100,12 @@ def valued(tree: Tree, rewards: Rewards | Sequence[float | None], credit: Credit
 
 
 def branchings(most: int = 3) -> st.SearchStrategy[Branching]:
-    """Children per node, level by level."""
+    """Draw the number of children per node at each level."""
     return st.tuples(*[st.integers(1, most)] * len(PLAYERS))
 
 
 def rewards_of(branching: Branching, known: bool = False) -> st.SearchStrategy[dict[Address, float | None]]:
-    """A reward for every leaf: a verdict or a score, and unknown now and then unless all are `known`."""
+    """Draw a reward for every leaf: a verdict or a score, or an unknown one unless all are `known`."""
     scores = st.sampled_from([0.0, 1.0]) | st.integers(0, 100).map(lambda hundredth: hundredth / 100)
     reward = scores if known else scores | st.none()
     return st.fixed_dictionaries(dict.fromkeys(leaf_addresses(branching), reward))
@@ -113,13 +113,13 @@ def rewards_of(branching: Branching, known: bool = False) -> st.SearchStrategy[d
 
 @st.composite
 def leaf_rewards(draw: st.DrawFn, known: bool = False) -> dict[Address, float | None]:
-    """The rewards of a tree of any shape."""
+    """Draw the rewards of a tree of any shape."""
     return draw(rewards_of(draw(branchings()), known))
 
 
 @st.composite
 def valued_trees(draw: st.DrawFn, question_id: str = "q1") -> ValuedTree:
-    """A whole tree of any shape, some texts cut off or refused, with rewards and a threshold."""
+    """Draw a complete tree of any shape with rewards and a threshold; some texts are cut off or refused."""
     branching = draw(branchings())
     reasons = st.sampled_from([FinishReason.LENGTH, FinishReason.CONTENT_FILTER])
     cut = draw(st.dictionaries(st.sampled_from(addresses(branching)), reasons, max_size=4))
@@ -130,7 +130,7 @@ def valued_trees(draw: st.DrawFn, question_id: str = "q1") -> ValuedTree:
 
 @st.composite
 def diagnosed_trees(draw: st.DrawFn) -> ValuedTree:
-    """A tree of any shape whose generations and refinements were diagnosed."""
+    """Draw a tree of any shape whose generations and refinements have a diagnosis."""
     tree = draw(valued_trees())
     answers = st.builds(OwnAnswer, st.sampled_from(Outcome), st.sampled_from(["4", "**4**", "5", None]))
     answering = [address for address in tree.tree.nodes if address.role is not Role.VERIFIER]

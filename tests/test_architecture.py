@@ -1,4 +1,4 @@
-"""Imports point one way: flows -> tasks -> malt, and in malt from each room to those above it; never back."""
+"""Import rules: flows -> tasks -> malt, and in malt from each room only to those above it in the list."""
 
 import ast
 import re
@@ -27,19 +27,19 @@ LAYERS = (
     ("hosting",),
     ("cli",),
 )
-"""The rooms of malt, and its loose modules: each may import what is above it, never what is below or beside it."""
+"""The packages and top-level modules of malt (its rooms); each line may only import from the lines above it."""
 
 DATASETS = ("measures", "manifest", "stats", "rows", "version", "pages", "publish", "check", "export", "push")
-"""The parts of `malt.datasets` in the same order, one a layer."""
+"""The parts of `malt.datasets` in the same order, one a line."""
 
 BARRED = {"tasks": ["flows"], "malt": ["flows", "tasks", "prefect", "prefect_dask"]}
 IN_THE_SERVER = ("malt.hosting.prefect_server", "malt.hosting.sqlite_transactions")
-"""Prefect's server, and a part of it that runs nowhere else: the modules of malt that import Prefect."""
+"""The modules of malt that import Prefect: its server, and a part of it that runs nowhere else."""
 
 
 @cache
 def sources() -> dict[str, ast.Module]:
-    """Parse every module of ours, by name."""
+    """Parse every module of the project; return them by name."""
     paths = [path for package in ("malt", "tasks", "flows") for path in sorted((ROOT / package).rglob("*.py"))]
     return {module_name(path): ast.parse(path.read_text(), str(path)) for path in paths}
 
@@ -49,7 +49,7 @@ def module_name(path: Path) -> str:
 
 
 def imported(node: ast.AST) -> Iterator[str]:
-    """Yield every name a module imports when it runs, in functions too; not what only the type checker sees."""
+    """Yield every name that a module imports at run time, in functions too, but not for the type checker only."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
         return
     yield from imported_here(node)
@@ -59,7 +59,7 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 
 def imported_here(node: ast.AST) -> Iterator[str]:
-    """Yield the names of one import statement; nothing for another node."""
+    """Yield the names of one import statement; nothing for any other node."""
     match node:
         case ast.Import(names=names):
             yield from (name.name for name in names)
@@ -88,7 +88,7 @@ def room_of(module: str) -> str:
 
 
 def wrong_imports(room: str, layers: tuple[tuple[str, ...], ...]) -> list[str]:
-    """List imports from one part to another that is not above it; what only the type checker sees counts too."""
+    """List imports from one part to another that is not above it; imports for the type checker count too."""
     height = {part: height for height, parts in enumerate(layers) for part in parts}
 
     def part_of(name: str) -> str:
@@ -128,7 +128,7 @@ def test_a_class_name_has_one_meaning() -> None:
     assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
 
 
-def test_no_module_comes_back_to_itself() -> None:
+def test_no_imports_are_circular() -> None:
     modules = sources()
     uses = {
         module: {name for name in (*names, *(name.rpartition(".")[0] for name in names)) if name in modules}
@@ -162,7 +162,7 @@ def test_an_import_inside_a_function_counts() -> None:
 
 
 def test_no_pattern_repeats_a_group_possessively() -> None:
-    """Python before 3.11.5 takes what such a group matched in part; `(?>(?:…)*)` says the same and is read right."""
+    """Python before 3.11.5 accepts partial matches of such a group; `(?>(?:…)*)` is equivalent and correct."""
     repeated = re.compile(r"\)(?:[*+?]|\{[0-9,]+\})\+")
     patterns = (
         (module, node.value)

@@ -1,4 +1,4 @@
-"""What compose.yaml and the Dockerfile say of this repository holds: paths, extras, the pool, settings that exist."""
+"""compose.yaml and the Dockerfile agree with this repository: paths, extras, the work pool, settings that exist."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def environment_names(services: dict[str, Any], prefix: str) -> set[str]:
     return {name for service in services.values() for name in service.get("environment", {}) if name.startswith(prefix)}
 
 
-def test_all_that_the_image_copies_is_here_and_reaches_the_build() -> None:
+def test_every_file_that_the_image_copies_exists_and_reaches_the_build() -> None:
     copied = {source for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M) for source in line.split()}
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == let_in

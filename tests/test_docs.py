@@ -1,4 +1,4 @@
-"""What docs/ shows is run as it stands, programs and commands, on a small version."""
+"""Programs and commands shown in docs/ run unchanged on a small version."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", DATASETS, re.D
 
 
 def diagnosed(tree: ValuedTree) -> ValuedTree:
-    """The same tree, with what its generations and refinements themselves answer."""
+    """Return the same tree with a diagnosis of its generations and refinements."""
     grades = {leaf: tree.grades[leaf] for leaf in tree.grades if leaf.is_leaf}
     own = {leaf: OwnAnswer(grade.outcome, grade.answer) for leaf, grade in grades.items()}
     generations = [each for each in tree.tree.nodes if each.role is Role.GENERATOR]
@@ -33,7 +33,7 @@ def diagnosed(tree: ValuedTree) -> ValuedTree:
 
 @pytest.fixture
 def quickstart() -> DatasetVersion:
-    """Two versions of it; the second has a question more."""
+    """Second version of `quickstart`, with one question more than the first."""
     for questions in (2, 3):
         trees = [diagnosed(mixed_tree(f"q{number}")) for number in range(questions)]
         version = publish(trees, spec_of("quickstart"), PROVENANCE, Settings().datasets_dir)
@@ -61,12 +61,12 @@ def test_every_command_about_datasets_runs(
         assert capsys.readouterr().out.strip(), command
 
 
-def test_every_key_of_the_dataset_table_is_told() -> None:
+def test_every_key_of_the_dataset_table_is_documented() -> None:
     assert [key for key in DatasetSpec.model_fields if f"`{key}" not in DATASETS] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """A link, an anchor or a public name that is gone fails the build."""
+    """A broken link or anchor, or a missing public name, fails the build."""
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(build, cwd=DOCS.parent, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

@@ -1,4 +1,4 @@
-"""Files that are written anew in the place of others."""
+"""Replacing files."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
 
 
-def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+def test_a_device_or_folder_is_not_replaced(tmp_path: Path) -> None:
     for path in (Path("/dev/malt-is-not-there"), tmp_path):
-        with pytest.raises(OSError, match="is there, and no file"):
+        with pytest.raises(OSError, match="is not a regular file"):
             replace_text(path, "text")

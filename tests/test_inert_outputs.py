@@ -1,4 +1,4 @@
-"""One payload in every field that others fill, and every output looked at: it is shown, and nothing acts on it."""
+"""A hostile payload in every field that others can fill: every output shows it as text, and nothing executes it."""
 
 import json
 import re
@@ -41,7 +41,7 @@ PAYLOAD = (
 
 
 def tree_with(text: str) -> ValuedTree:
-    """A mixed tree whose every text is this one."""
+    """Return a mixed tree with this text in every field."""
     whole = mixed_tree("q1")
     question = replace(
         whole.tree.question,
@@ -98,7 +98,7 @@ def published_with(text: str, folder: Path) -> DatasetVersion:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of datasets, hostile and plain."""
+    """Datasets folder with a hostile and a plain version."""
     folder = tmp_path_factory.mktemp("published")
     published_with(PAYLOAD, folder / "hostile")
     published_with("plain", folder / "plain")
@@ -151,7 +151,7 @@ def test_nothing_steers_a_terminal(
         json.loads(printed.out)
 
 
-def test_json_tells_the_text_as_it_is(hostile: DatasetVersion, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_contains_the_text_unchanged(hostile: DatasetVersion, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["explain", "arith", f"q1 {PAYLOAD}/0.0.0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ground_truth"] == PAYLOAD
 
@@ -165,13 +165,13 @@ PAGES: dict[str, Page] = {
 
 
 def tags(markdown: str) -> list[str]:
-    """Return the elements of a page, code spans apart: a text that could end one is not put into one."""
+    """Return the elements of a page outside code spans; texts that could end a code span are never put into one."""
     html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
     return [tag for tag in re.findall(r"</?[a-zA-Z][^>]*>", html) if tag not in ("<code>", "</code>")]
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=list(PAGES))
-def test_markdown_has_no_element_of_theirs(
+def test_markdown_has_no_injected_element(
     hostile: DatasetVersion,
     plain: DatasetVersion,
     tmp_path: Path,
@@ -180,13 +180,13 @@ def test_markdown_has_no_element_of_theirs(
     other = published_with("other", tmp_path / "other")
     written = page(hostile, plain)
     drawn = re.compile(r"base64,[^)]*")
-    assert ("evil" in written) == (page is not PAGES["figures"])  # which holds no text of theirs
+    assert ("evil" in written) == (page is not PAGES["figures"])  # the page of figures has no foreign text
     assert tags(drawn.sub("", written)) == tags(drawn.sub("", page(other, plain)))
     assert escape_controls(written) == written
     assert not re.search(r"(?<!\\)://evil|(?<![\\\w])www\.evil", re.sub(r"`[^`]*`", "", written))
 
 
-def test_the_card_s_head_is_ours(hostile: DatasetVersion, plain: DatasetVersion) -> None:
+def test_hostile_text_adds_no_key_to_the_card_s_metadata(hostile: DatasetVersion, plain: DatasetVersion) -> None:
     theirs, ours = (metadata_load(each.path / "README.md") for each in (hostile, plain))
     assert theirs is not None
     assert ours is not None
@@ -195,7 +195,7 @@ def test_the_card_s_head_is_ours(hostile: DatasetVersion, plain: DatasetVersion)
 
 
 class Elements(HTMLParser):
-    """The elements of a page with their attributes, and what its scripts are."""
+    """Parser that collects a page's elements with attributes, and its scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -206,14 +206,14 @@ class Elements(HTMLParser):
         self.found.append((tag, tuple(name for name, _ in attrs)))
 
 
-def test_the_report_has_no_element_of_theirs(hostile: DatasetVersion, plain: DatasetVersion) -> None:
+def test_the_report_has_no_injected_element(hostile: DatasetVersion, plain: DatasetVersion) -> None:
     theirs, ours = ((each.path / "report.html").read_text(encoding="utf-8") for each in (hostile, plain))
     assert "evil" in theirs
     assert Elements(theirs).found == Elements(ours).found
     assert escape_controls(theirs) == theirs
 
 
-def test_a_notebook_shows_no_element_of_theirs(hostile: DatasetVersion, plain: DatasetVersion) -> None:
+def test_a_notebook_shows_no_injected_element(hostile: DatasetVersion, plain: DatasetVersion) -> None:
     for theirs, ours in ((hostile, plain), (next(hostile.trees()), next(plain.trees()))):
         assert "evil" in theirs._repr_html_()
         assert Elements(theirs._repr_html_()).found == Elements(ours._repr_html_()).found
@@ -221,7 +221,7 @@ def test_a_notebook_shows_no_element_of_theirs(hostile: DatasetVersion, plain: D
 
 
 def summary_of(text: str) -> RunSummary:
-    """A run that was stopped with a provider's words."""
+    """Return the summary of a run that was stopped with a provider's error message."""
     return RunSummary(
         dataset="arith", version=None, created=False, path=f"/data/{text}", content_sha256=None, questions=1,
         complete=0, failed_branches=1, requests=1, completions=0, cached_completions=0, prompt_tokens=0,
@@ -230,7 +230,7 @@ def summary_of(text: str) -> RunSummary:
     )  # fmt: skip
 
 
-def test_prefect_shows_no_element_of_theirs() -> None:
+def test_prefect_shows_no_injected_element() -> None:
     theirs, ours = summary_of(PAYLOAD), summary_of("plain")
     assert tags(theirs.markdown) == tags(ours.markdown)
     (row,) = failure_rows(theirs.failures)
@@ -242,7 +242,7 @@ def test_prefect_shows_no_element_of_theirs() -> None:
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_an_export_holds_the_texts_as_data(hostile: DatasetVersion, tmp_path: Path, to: str) -> None:
-    """The rows keep the text, for that is what is trained on; what lies beside them has none of it."""
+    """The rows keep the text, since models are trained on it; the other files contain none of it."""
     exported = export(open_version("arith"), to, tmp_path / "out")
     rows = {file.path for file in exported.manifest.files}
     for path in exported.path.rglob("*"):

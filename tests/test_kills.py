@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.faults.kills import Place, Torment, kill_postgres, kill_run, kill_server, place_for
+from benchmarks.faults.kills import KillTest, Place, kill_postgres, kill_run, kill_server, place_for
 from tests.postgres import Postgres
 
 SEED = 4711
-UNDER_WAY = 12
-"""Requests of three models, four each: on a busy machine their answers may be sent, and not be written for a while."""
+IN_FLIGHT = 12
+"""Requests in flight, four for each of three models: on a busy machine their answers may be sent but not yet stored."""
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +18,11 @@ def place() -> Iterator[Place]:
         yield made
 
 
-@pytest.mark.parametrize("torment", [kill_run, kill_server, kill_postgres])
-def test_what_is_killed_costs_no_answer_and_changes_no_dataset(place: Place, torment: Torment) -> None:
-    if torment is kill_postgres and not Postgres.is_here():
+@pytest.mark.parametrize("kill_test", [kill_run, kill_server, kill_postgres])
+def test_a_kill_costs_no_answer_and_changes_no_dataset(place: Place, kill_test: KillTest) -> None:
+    if kill_test is kill_postgres and not Postgres.is_here():
         pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
-    account = torment(place, 1)
+    account = kill_test(place, 1)
     assert (account.kills, account.same) == (1, account.rounds)
     assert account.repeats <= account.lost
-    assert account.lost <= (UNDER_WAY if torment is kill_run else 0)
+    assert account.lost <= (IN_FLIGHT if kill_test is kill_run else 0)

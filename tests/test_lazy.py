@@ -1,4 +1,4 @@
-"""What is slow to import, or not installed everywhere, is imported when it is used."""
+"""Packages that are slow to import, or optional, are imported only on use."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""constraints.txt pins all that each set of extras needs, with digests, and the Makefile installs just that."""
+"""constraints.txt pins all packages of each set of extras with digests, and the Makefile installs exactly those."""
 
 import re
 import subprocess
@@ -25,11 +25,11 @@ PIN = re.compile(
     re.M,
 )
 NOT_LISTED = ("pip", "torch", "triton", "nvidia-", "cuda-")
-"""What comes with Python, and torch, which is pinned by version alone."""
+"""Packages without a pin there: pip comes with Python; torch and its own dependencies are pinned by version alone."""
 
 
 def listed(name: str) -> dict[str, str]:
-    """The versions that the Makefile installs for a set of extras, by the Makefile's own command."""
+    """Return the versions that the Makefile installs for a set of extras, selected by the Makefile's own command."""
     [select] = re.findall(
         r"^INSTALL = awk -v set=\$\(1\) '(.+)' constraints.txt", (ROOT / "Makefile").read_text(), re.M
     )
@@ -45,7 +45,7 @@ def own_requirements(extras: list[str]) -> list[Requirement]:
 
 
 def needed(requirements: list[Requirement], found: dict[str, Requirement]) -> dict[str, Requirement]:
-    """All that some requirements bring here; what is not installed is followed no further."""
+    """Return all transitive requirements of some packages, as far as they are installed."""
     for requirement in requirements:
         name = canonicalize_name(requirement.name)
         applies = any(

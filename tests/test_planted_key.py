@@ -1,4 +1,4 @@
-"""Keys are planted wherever a user has them; what every command leaves behind and says is searched for them."""
+"""Keys are planted wherever a user has them; the output and files of every command are searched for them."""
 
 import base64
 import io
@@ -44,14 +44,14 @@ SMALL = [part for role in ("generator", "verifier", "refiner") for part in ("-s"
 
 
 class Said(NamedTuple):
-    """What a command came to."""
+    """Exit code and output of a command."""
 
     code: int
     text: str
 
 
 class User:
-    """Somebody with keys, a home, a temporary folder and a working folder of their own."""
+    """A user with keys and separate home, temporary and working folders."""
 
     def __init__(self, folder: Path, provider: ScriptedProvider) -> None:
         self.folder, self.said = folder, dict[str, Said]()
@@ -65,7 +65,7 @@ class User:
         self.config.write_text(self.config.read_text() + EVALUATE)
 
     def run(self, *arguments: str) -> None:
-        """Run a command in a process of its own."""
+        """Run a command in a separate process."""
         done = subprocess.run(
             [MALT, *arguments], cwd=self.folder / "work", env=self.environment, capture_output=True, text=True,
             timeout=300, check=False,
@@ -73,13 +73,13 @@ class User:
         self.said[" ".join(arguments)] = Said(done.returncode, done.stdout + done.stderr)
 
     def run_forked(self, *arguments: str) -> None:
-        """Run a command, forked, that reports to a server which is up."""
+        """Run a command in a forked process; it must report to a running server."""
         with Process(forking.MALT, *arguments, environment=self.environment, folder=self.folder / "work") as done:
             code = done.wait(timeout=300)
             self.said[" ".join(arguments)] = Said(code, "".join(done.said))
 
     def run_here(self, *arguments: str) -> None:
-        """Run a command in this process, which is quicker."""
+        """Run a command in this process, which is faster."""
         out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
             patch.chdir(self.folder / "work")
@@ -91,7 +91,7 @@ class User:
 
     @contextmanager
     def serving(self, last: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-        """Start a server; yield it and its last line before it serves, and stop it as Ctrl-C does."""
+        """Start a server, yield it and its last line before it serves, and stop it as Ctrl-C does."""
         with subprocess.Popen(
             [MALT, *arguments], cwd=self.folder / "work", env=self.environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -106,12 +106,12 @@ class User:
             finally:
                 process.send_signal(signal.SIGINT)
                 rest, _ = process.communicate(timeout=120)
-                said = "".join(line for line in lines if not line.startswith(last))  # a key of its own is said once
+                said = "".join(line for line in lines if not line.startswith(last))  # may show the server's own new key
                 self.said[" ".join(arguments)] = Said(process.returncode, said + rest)
 
 
 def echo(asked: Asked) -> Fault | None:
-    """Refuse, now and then, and say back all that was sent; be down, now and then, and say it too."""
+    """Fail every fifth request, with a 400 or a 500, and echo the sent key in the response."""
     sent = asked.headers.get("Authorization", "")
     if asked.number % 5 == 1:
         body = {"error": {"message": f"Traceback: request with {sent} and {'x' * 270}{sent} failed", "code": sent}}
@@ -120,12 +120,12 @@ def echo(asked: Asked) -> Fault | None:
 
 
 ALONE: Sequence[Sequence[str]] = [["run", "CONFIG", *SMALL, "--debug"]]
-"""What runs a flow with a server of its own."""
+"""Commands that run a flow with a private Prefect server."""
 FLOWS: Sequence[Sequence[str]] = [
     ["assemble", "CONFIG", *SMALL, "-s", "credit.threshold=0.4"],
     ["improve", "CONFIG", "--rounds", "1", "-s", "limits.max_tokens_total=10"],
 ]
-"""What runs flows beside `malt up`."""
+"""Commands that run flows beside `malt up`."""
 REFUSED = ["run", "CONFIG", "-s", "roles.generator.seed=8", "-s", "name=refused"]
 COMMANDS: Sequence[Sequence[str]] = [
     ["rerun", "sums", "--roles", "refiner", "--refresh"],
@@ -159,7 +159,7 @@ COMMANDS: Sequence[Sequence[str]] = [
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
-    """One who has run every command."""
+    """A user who has run every command."""
     with ScriptedProvider() as provider:
         provider.key, provider.faults = KEYS["TEST_KEY"], echo
         someone = User(tmp_path_factory.mktemp("user"), provider)
@@ -214,13 +214,13 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> Said:
 
 
 def forms(key: str) -> set[bytes]:
-    """A key as it may stand somewhere: as it is, quoted for an address, in base64, a long part of it."""
+    """Return the forms in which a key may leak: plain, quoted for a URL, in base64, and a long part of it."""
     written = {key, quote(key, safe=""), base64.b64encode(key.encode()).decode(), key[: len(key) * 3 // 4]}
     return {each.encode() for each in written}
 
 
 def contents(path: Path) -> bytes:
-    """What a file says: its bytes, and what is packed in them."""
+    """Return a file's bytes, followed by the decoded contents of Parquet and SQLite files."""
     found = path.read_bytes()
     if path.suffix == ".parquet":
         table = pq.read_table(path)
@@ -240,7 +240,7 @@ def test_every_command_was_run(user: User) -> None:
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_no_command_says_a_key(user: User, name: str) -> None:
+def test_no_command_prints_a_key(user: User, name: str) -> None:
     said = [
         command for command, said in user.said.items() if any(form in said.text.encode() for form in forms(KEYS[name]))
     ]

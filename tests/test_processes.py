@@ -1,4 +1,4 @@
-"""What is killed is started again, unless it does not last; a session weighs as the process that leads it."""
+"""Restarting killed processes unless they keep failing; and a session's scheduling weight, that of its leader."""
 
 import subprocess
 import sys
@@ -10,19 +10,19 @@ from malt.processes import Restarts
 
 
 @pytest.mark.parametrize("apart_s", [0.0, 11.9])
-def test_what_does_not_last_is_given_up_after_five_restarts(apart_s: float) -> None:
+def test_a_process_that_keeps_failing_is_given_up_after_five_restarts(apart_s: float) -> None:
     restarts = Restarts()
     assert [restarts.grant(apart_s * kill) for kill in range(6)] == [True] * 5 + [False]
 
 
-def test_what_lasts_is_started_again_however_often() -> None:
+def test_a_process_that_runs_long_enough_is_always_restarted() -> None:
     restarts = Restarts()
     assert all(restarts.grant(12.0 * kill) for kill in range(50))
 
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="Linux alone weighs sessions")
 @pytest.mark.parametrize("leads_session", [True, False])
-def test_a_run_of_a_worker_weighs_what_its_niceness_says_and_leaves_the_session_of_others(leads_session: bool) -> None:
+def test_a_worker_s_run_gives_its_niceness_to_its_own_session_and_to_no_other(leads_session: bool) -> None:
     code = "import os; n = os.nice(7); import flows; print(n, open('/proc/self/autogroup').read())"
     command = [sys.executable, "-c", code]
     if not leads_session:

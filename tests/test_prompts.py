@@ -1,4 +1,4 @@
-"""Prompt sets: what a role sees, what a template may name, and what is said of a set that cannot be used."""
+"""Prompt sets: the messages of a role, the names that a template may use, and the errors for unusable sets."""
 
 import hashlib
 import json
@@ -142,10 +142,10 @@ def test_a_template_that_cannot_be_used_is_refused_when_the_set_is_loaded(
     assert said in refusal(written(tmp_path / "mine", generator__user_md=template))
 
 
-# What is said of a set that cannot be used.
+# Errors for sets that cannot be used.
 
 
-def test_an_unknown_set_is_answered_with_those_there_are() -> None:
+def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
     with pytest.raises(PromptError, match=r"no prompt set or folder 'genral' .*; sets: choice, general, math"):
         load_prompts("genral")
 
@@ -182,7 +182,9 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 # Where a set is found, and its identity.
 
 
-def test_a_folder_of_ones_own_goes_before_a_set_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_s_folder_takes_precedence_over_a_set_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(written(tmp_path / "general").parent)
     assert load_prompts("general").folder == tmp_path / "general"
     (tmp_path / "math").mkdir()
@@ -225,7 +227,7 @@ def test_a_verifier_is_shown_both_verdicts(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("role", Role)
-def test_what_siblings_share_comes_before_what_differs(name: str, role: Role) -> None:
+def test_the_text_that_siblings_share_comes_before_the_text_that_differs(name: str, role: Role) -> None:
     order = ["question", "ground_truth", "solution", "answer", "verification"]
     marks = {slot: f"<{slot}>\0" for slot in SLOTS[role]}
     *shared, user = load_prompts(name).messages(role, **marks)
@@ -285,7 +287,7 @@ def test_a_template_that_would_do_harm_is_refused(tmp_path: Path, template: str,
     assert said in refusal(written(tmp_path / "mine", generator__user_md=template))
 
 
-def test_a_template_may_ask_what_a_slot_is(tmp_path: Path) -> None:
+def test_a_template_may_test_and_transform_a_slot(tmp_path: Path) -> None:
     long = "question|trim|length > 5 and question[0] not in ('x', 'y')"
     text = f"{{% if {long} %}}{{{{question[-3:]}}}}{{% else %}}{{{{question|upper}}}}{{% endif %}}"
     prompts = load_prompts(str(written(tmp_path / "mine", generator__user_md=text)))
@@ -295,12 +297,12 @@ def test_a_template_may_ask_what_a_slot_is(tmp_path: Path) -> None:
     ]
 
 
-def test_a_home_that_is_not_there_is_said() -> None:
+def test_a_missing_home_is_reported() -> None:
     with pytest.raises(PromptError, match="prompts = '~nobody-of-this-name'"):
         load_prompts("~nobody-of-this-name")
 
 
-def test_a_link_and_what_is_no_file_are_refused(tmp_path: Path) -> None:
+def test_links_and_special_files_are_refused(tmp_path: Path) -> None:
     folder = written(tmp_path / "linked")
     (tmp_path / "elsewhere.md").write_text("{{question}}")
     (folder / "generator/user.md").unlink()

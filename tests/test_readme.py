@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands: its commands in order, and its Python."""
+"""The README's commands, in order, and its Python programs run unchanged."""
 
 import json
 import os
@@ -19,12 +19,12 @@ PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
 SHOWN = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 ELSEWHERE = {"make test", "source .venv/bin/activate"}
-"""The command that runs this test, and one that needs an interactive shell."""
+"""Commands that are not run: the one that runs this test, and one that needs an interactive shell."""
 LINKED = ("Makefile", "pyproject.toml", "constraints.txt", "flows", "tasks", "prompts")
 ASKED = ("What is the capital of Japan?", "How many days are in a week?")
-"""The quickstart's questions that are asked here, the one that the README looks at among them: each takes seconds."""
+"""Questions of the quickstart that are asked here, with the one that the README shows; each takes seconds."""
 ROW = re.compile(r"sft-refiner/\S+")
-"""A row that the README looks at; whether the model wrote it depends on the processor."""
+"""Id of a row that the README shows; whether the model produces that row depends on the processor."""
 
 blocks = [match for match in SHOWN.finditer(README) if not match["before"].startswith("<!-- not run")]
 commands = [
@@ -51,7 +51,7 @@ def test_the_commands_take_the_config_that_init_writes(
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as it lies here, set up, with a shorter quickstart."""
+    """Copy of this checkout, set up, with a shorter quickstart."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in LINKED:
         (folder / name).symlink_to(PROJECT / name)
@@ -67,7 +67,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A user's shell: the project's commands on the path, a home of their own, and one core for the embedded model."""
+    """Environment of a user's shell: the project's commands on PATH, a new home, one core for the embedded model."""
     scripts = str(Path(sys.executable).parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALT_", "PREFECT_"))}
     home = tmp_path_factory.mktemp("home")
@@ -78,7 +78,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(checkout: Path, environment: dict[str, str]) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What came of every command, run one after the other."""
+    """Results of all commands, run one after another."""
 
     def run(command: str) -> subprocess.CompletedProcess[str]:
         if ROW.search(command):

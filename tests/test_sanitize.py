@@ -1,4 +1,4 @@
-"""Text that others wrote is shown, and steers nothing."""
+"""Untrusted text is shown as text and cannot control a terminal or a page."""
 
 import json
 import re
@@ -26,12 +26,12 @@ from malt.sanitize import Markdown, code_span, dump_json, escape_controls, escap
         ("\U0001f468\u200d\U0001f469 na\u00efve \u0646", "\U0001f468\u200d\U0001f469 na\u00efve \u0646"),
     ],
 )
-def test_what_would_steer_a_terminal_is_written_out(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert escape_controls(text) == shown
 
 
 @given(st.text())
-def test_what_is_shown_is_encodable_and_shown_again_the_same(text: str) -> None:
+def test_escaped_text_is_encodable_and_escaping_it_again_changes_nothing(text: str) -> None:
     shown = escape_controls(text)
     shown.encode()
     assert escape_controls(shown) == shown
@@ -50,7 +50,7 @@ MARKUP = "[a](https://x.y) ![i](javascript:1) <b>&lt; www.x.y a@b _e_ **b** ~~s~
 
 
 def rendered(text: str) -> str:
-    """Return the HTML that a CommonMark reader with tables and strikethrough makes."""
+    """Render Markdown to HTML with CommonMark, tables and strikethrough."""
     html: str = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
     return html
 

@@ -1,4 +1,4 @@
-"""A process that stands still for a minute (SIGSTOP, a laptop that sleeps), in virtual time."""
+"""A process that is suspended for a minute (SIGSTOP, a sleeping laptop), in virtual time."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ MINUTE_S = 60.0
 
 
 async def answer_after(seconds: float, turns: int) -> str:
-    """Arrive at a time, and take some turns of the loop to be read."""
+    """Return an answer that arrives after some time and takes some turns of the loop to be read."""
     await asyncio.sleep(seconds)
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -32,14 +32,14 @@ async def test_an_answer_that_came_while_the_process_stood_still_is_taken(stoppe
 
 
 @pytest.mark.virtual_time
-async def test_a_plain_time_out_would_have_lost_it() -> None:
+async def test_a_plain_timeout_would_have_lost_the_answer() -> None:
     asyncio.get_running_loop().call_later(5.0, stop_for_a_minute)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(answer_after(10.0, turns=50), 20.0)
 
 
 @pytest.mark.virtual_time
-async def test_what_does_not_come_afterwards_either_times_out_when_its_time_has_run() -> None:
+async def test_an_answer_that_never_comes_times_out_once_its_time_has_run() -> None:
     loop = asyncio.get_running_loop()
     loop.call_later(5.0, stop_for_a_minute)
     began = loop.time()

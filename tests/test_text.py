@@ -1,4 +1,4 @@
-"""What is written alike everywhere."""
+"""Short texts that all outputs write alike."""
 
 from malt.text import count_noun, find_close, list_first, shorten
 
@@ -8,7 +8,7 @@ def test_a_long_text_is_cut_to_its_length_with_an_ellipsis_in_it() -> None:
     assert shorten("123456", 5) == "1234…"
 
 
-def test_one_takes_no_s() -> None:
+def test_a_count_of_one_takes_the_singular() -> None:
     assert [count_noun(number, "question") for number in (0, 1, 1200)] == [
         "0 questions",
         "1 question",
@@ -16,7 +16,7 @@ def test_one_takes_no_s() -> None:
     ]
 
 
-def test_of_many_names_the_first_are_listed_and_the_others_counted() -> None:
+def test_the_first_of_many_names_are_listed_and_the_others_counted() -> None:
     assert list_first(["a", "b", "c"]) == "a, b, c"
     assert list_first(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 

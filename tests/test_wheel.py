@@ -1,4 +1,4 @@
-"""The wheel in an environment of what it requires and nothing else: no Prefect, no flows, no checkout."""
+"""The wheel in an environment with its requirements only: no Prefect, no flows, no checkout."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the wheel, and links to what its metadata requires."""
+    """Interpreter of an environment with the wheel, and links to the packages that its metadata requires."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -43,7 +43,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def closure(built: Distribution) -> set[str]:
-    """Everything that a distribution requires without any extra."""
+    """Return all transitive requirements of a distribution without extras."""
     found: set[tuple[str, str]] = set()
     left = list(required_by(built, ""))
     while left:
@@ -55,14 +55,14 @@ def closure(built: Distribution) -> set[str]:
 
 
 def required_by(installed: Distribution, extra: str) -> Iterator[tuple[str, str]]:
-    """Yield what a distribution requires, each with no extra and with those that are asked for."""
+    """Yield a distribution's requirements, each without an extra and with each requested one."""
     for requirement in map(Requirement, installed.requires or ()):
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
             yield from ((requirement.name.lower(), each) for each in ("", *requirement.extras))
 
 
 def link(installed: Distribution, packages: Path) -> None:
-    """Link a distribution's files, by their topmost folders."""
+    """Link the top-level folders of a distribution's files."""
     tops = {file.parts[0] for file in installed.files or () if file.parts[0] not in ("..", "__pycache__")}
     for top in tops:
         if not (packages / top).exists():
@@ -79,7 +79,7 @@ def test_the_environment_has_no_prefect(python: Path) -> None:
     assert "No module named 'prefect'" in found.stderr
 
 
-def test_a_run_does_its_job_and_says_that_prefect_has_no_record_of_it_and_an_assembly_asks_nobody(
+def test_a_run_works_without_prefect_and_says_so_and_an_assembly_sends_no_request(
     python: Path, tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "key")
@@ -103,7 +103,7 @@ def test_a_task_runner_of_prefect_s_is_refused(python: Path, tmp_path: Path, pro
 
 
 @pytest.mark.parametrize("command", [["--help"], ["doctor", "--help"], ["up", "--help"], ["datasets"]])
-def test_commands_start_without_what_is_optional(python: Path, command: list[str]) -> None:
+def test_commands_start_without_optional_packages(python: Path, command: list[str]) -> None:
     assert os.environ["MALT_DATA_DIR"]
     ran = malt(python, *command)
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""An event loop whose clock moves on by itself while everybody sleeps: minutes of waiting, exact, in milliseconds."""
+"""An event loop whose clock jumps ahead while all tasks sleep: minutes of exact waiting take milliseconds."""
 
 import asyncio
 import selectors
@@ -7,32 +7,32 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOMENT_S = 1e-9
+TICK_S = 1e-9
 
 
-class SleepsAtOnce(selectors.SelectSelector):
-    """A selector that moves a clock on instead of waiting."""
+class SkippingSelector(selectors.SelectSelector):
+    """A selector that advances a clock instead of waiting."""
 
     def __init__(self, now_s: float) -> None:
         super().__init__()
         self.now_s = now_s
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everybody waits for somebody else"
+        assert timeout is not None, "deadlock: no task sleeps, and all of them wait"
         self.now_s += timeout
         return super().select(0)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop in such time."""
+    """An event loop in virtual time."""
 
     def __init__(self, now_s: float = 0.0) -> None:
-        self.sleeper = SleepsAtOnce(now_s)
+        self.sleeper = SkippingSelector(now_s)
         super().__init__(self.sleeper)
 
     def time(self) -> float:
-        """Every look takes a moment, as ever: who sleeps as long as another but began later wakes up later."""
-        self.sleeper.now_s += MOMENT_S
+        """Advance by a tick at each reading: of two equal sleeps the one that starts later ends later."""
+        self.sleeper.now_s += TICK_S
         return self.sleeper.now_s
 
 

@@ -21,7 +21,7 @@ Said = tuple[int, str, str]
 
 @pytest.fixture
 def malt(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
-    """Run a command in a folder with a question file, and return its exit code, and what it printed."""
+    """Run a command in a folder with a question file; return its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sums.csv").write_text("Frage,Antwort\n2+3?,5\n4*4?,16\n")
 
@@ -46,7 +46,7 @@ def test_a_config_is_written_with_what_the_file_suggests_and_runs(
     assert (code, json.loads(out)["requests"]) == (0, 26)
 
 
-def test_flags_say_everything(malt: Callable[..., Said]) -> None:
+def test_flags_can_set_everything(malt: Callable[..., Said]) -> None:
     code, _, _ = malt(
         "init", "made/my.toml", "--questions", "sums.csv", "--question", "Frage", "--answer", "Antwort", "--name", "x",
         "--model", "groq/llama", "--api-base", "", "--api-key-env", "MY_KEY", "--grader", "number", "--grader", "llm",
@@ -57,17 +57,24 @@ def test_flags_say_everything(malt: Callable[..., Said]) -> None:
     assert spec.questions.source == "sums.csv"
 
 
+def test_a_file_without_rows_is_refused(malt: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("Frage,Antwort\n")
+    code, _, err = malt("init", "--questions", "empty.csv")
+    assert code == 2
+    assert err == "error: --questions = empty.csv: no questions in it; give a file with one question a row\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "question file: not given, and nobody to ask; give it with --questions"),
+        ((), "question file: not given, and no terminal to ask on; give it with --questions"),
         (("--questions", "none.csv"), "--questions = none.csv: no such file"),
         (("--questions", "sums.csv", "--question", "Q"), "no column 'Q'; it has: Frage, Antwort"),
         (("--questions", "sums.csv", "--grader", "guess"), "--grader guess: no such kind of grader"),
         (("--questions", "sums.csv", "--name", "A B"), "name = "),
     ],
 )
-def test_what_cannot_be_is_said_and_nothing_is_written(
+def test_invalid_arguments_are_refused_and_nothing_is_written(
     malt: Callable[..., Said], arguments: tuple[str, ...], said: str
 ) -> None:
     code, out, err = malt("init", *arguments)
@@ -76,7 +83,7 @@ def test_what_cannot_be_is_said_and_nothing_is_written(
     assert [path.name for path in Path().iterdir()] == ["sums.csv"]
 
 
-def test_a_config_that_is_there_stays_unless_forced(malt: Callable[..., Said]) -> None:
+def test_an_existing_config_stays_unless_forced(malt: Callable[..., Said]) -> None:
     Path("sums.toml").write_text("mine")
     code, _, err = malt("init", "--questions", "sums.csv")
     assert (code, "--force" in err, Path("sums.toml").read_text()) == (2, True, "mine")
@@ -93,7 +100,7 @@ def test_a_config_is_written_through_no_link(malt: Callable[..., Said], tmp_path
     assert Path("sums.toml").is_file()
 
 
-def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
+def test_init_on_a_terminal_asks_and_proposes(tmp_path: Path) -> None:
     (tmp_path / "sums.csv").write_text("question,answer\n2+3?,5\n")
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "from malt.cli.main import main; main()", "init"]
@@ -110,12 +117,12 @@ def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
     assert [(roles[role].model, roles[role].max_tokens) for role in PLAYERS] == [("embedded", 256)] * 3
 
 
-def test_with_a_closed_stdin_it_says_what_to_give(tmp_path: Path) -> None:
+def test_init_with_a_closed_stdin_names_the_missing_option(tmp_path: Path) -> None:
     command = f"{sys.executable} -c 'from malt.cli.main import main; main()' init <&-"
     ended = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (
         2,
-        "error: question file: not given, and nobody to ask; give it with --questions\n",
+        "error: question file: not given, and no terminal to ask on; give it with --questions\n",
     )
 
 

@@ -1,4 +1,4 @@
-"""`malt evaluate`, `malt evaluations`, and what `malt plan` says of an evaluation."""
+"""`malt evaluate`, `malt evaluations`, and the plan of an evaluation by `malt plan`."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_evaluate_tells_what_was_promised(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_the_documented_figures(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = told(capsys, "evaluate", config)
     assert (said["evaluation"], said["version"]) == ("planted", 1)
     assert Path(said["path"], "answers.parquet").is_file()
@@ -39,7 +39,7 @@ def test_evaluate_tells_what_was_promised(config: Path, capsys: pytest.CaptureFi
     assert said["completions"] == QUESTIONS * 2 * 3 * CHAINS
 
 
-def test_again_it_asks_nothing_and_says_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_evaluation_asks_nothing_and_prints_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, again = (told(capsys, "evaluate", config) for _ in range(2))
     assert again["requests"] == 0
     assert again["cached_completions"] == first["completions"]
@@ -65,7 +65,7 @@ def test_limit_takes_so_many_of_the_validation_split(config: Path, capsys: pytes
     assert told(capsys, "evaluate", config, "--limit", "2", "-s", "evaluate.chains=1")["questions"] == 2
 
 
-def test_plan_quotes_it_without_asking_and_says_what_it_can_show(
+def test_plan_quotes_an_evaluation_without_asking_and_says_what_it_can_show(
     config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quoted = told(capsys, "plan", config)["evaluation"]
@@ -90,7 +90,7 @@ def test_evaluations_lists_versions(config: Path, capsys: pytest.CaptureFixture[
     assert exit_code(["evaluations", "other"]) == 2
 
 
-def test_what_could_not_be_had_is_told_with_exit_code_1(
+def test_failed_requests_are_reported_with_exit_code_1(
     config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     provider.faults = lambda asked: mishaps.bad_request() if "What is 103 + 10" in asked.prompt else None

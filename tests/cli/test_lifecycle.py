@@ -1,4 +1,4 @@
-"""`malt tag`, `malt rm` and what `malt datasets` tells of tags; `rebuild` and `gc` are tested with what they call."""
+"""`malt tag`, `malt rm` and tags in `malt datasets`; `rebuild` and `gc` are tested beside the code that they call."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Said = tuple[int, str, str]
 
 @pytest.fixture
 def malt(capsys: pytest.CaptureFixture[str], settings: Settings) -> Callable[..., Said]:
-    """Run a command where `arith` has three versions; return its exit code, and what it printed."""
+    """Run a command where `arith` has three versions; return its exit code, stdout and stderr."""
     for question_id in ("q1", "q2", "q3"):
         publish_questions([question_id], settings.datasets_dir)
 
@@ -41,8 +41,8 @@ def test_a_tag_is_set_moved_listed_and_removed(malt: Callable[..., Said]) -> Non
 def test_a_tag_that_cannot_be_set_says_why(malt: Callable[..., Said]) -> None:
     malt("tag", "arith@v1", "paper")
     for arguments, said in [
-        (("arith@v2", "paper"), "names v1; to let it name v2, add --move"),
-        (("arith@v2", "v9"), "can be no tag"),
+        (("arith@v2", "paper"), "points at v1; to move it to v2, add --move"),
+        (("arith@v2", "v9"), "is no valid tag"),
         (("arith", "nothing", "--remove"), "has no tag 'nothing'; there are: paper"),
         (("arith", "paper", "--remove", "--move"), "exclude each other"),
     ]:

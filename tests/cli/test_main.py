@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 class Said(NamedTuple):
-    """What a command printed, and its exit code."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ class Said(NamedTuple):
 
     @property
     def json(self) -> dict[str, Any]:
-        """The one object on stdout."""
+        """The only JSON object on stdout."""
         return dict(json.loads(self.out))
 
 
@@ -57,7 +57,7 @@ def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
 
 
 def is_error(said: Said, *parts: str) -> bool:
-    """Whether a command said in one or two lines on stderr what was wrong, and nothing else."""
+    """Whether a command printed an error of one or two lines to stderr, and nothing else."""
     lines = said.err.splitlines()
     assert said.out == ""
     assert 1 <= len(lines) <= 2
@@ -72,7 +72,7 @@ def test_help_lists_every_command(malt: Malt) -> None:
     assert [command for command in COMMANDS if f"  {command} " not in said.out] == []
 
 
-def test_help_says_of_every_command_a_whole_sentence(malt: Malt) -> None:
+def test_help_describes_every_command_in_a_whole_sentence(malt: Malt) -> None:
     listed = malt("--help").out.partition("From questions to a dataset:")[2]
     assert listed
     assert "..." not in listed
@@ -85,7 +85,7 @@ def test_every_command_explains_itself(malt: Malt) -> None:
         assert said.out.startswith(f"Usage: malt {command}")
 
 
-def test_no_command_at_all_shows_the_help(malt: Malt) -> None:
+def test_malt_without_a_command_shows_the_help(malt: Malt) -> None:
     said = malt()
     assert said.code == 2
     assert "From questions to a dataset:" in said.out
@@ -222,7 +222,7 @@ def test_a_tree_is_shown_with_every_node(malt: Malt, version: DatasetVersion) ->
     assert is_error(malt("show", "arith", "q9"), "q9")
 
 
-def test_a_version_that_holds_verifies(malt: Malt, version: DatasetVersion) -> None:
+def test_an_intact_version_verifies(malt: Malt, version: DatasetVersion) -> None:
     assert malt("verify", "arith").code == 0
     found = malt("verify", "arith", "--json").json
     assert {**found, "not_checked": []} == {"version": "arith@v1", "holds": True, "problems": [], "not_checked": []}
@@ -230,7 +230,7 @@ def test_a_version_that_holds_verifies(malt: Malt, version: DatasetVersion) -> N
     assert [line.partition(",")[0] for line in found["not_checked"]] == unchecked
 
 
-def test_a_version_that_was_changed_does_not(malt: Malt, version: DatasetVersion) -> None:
+def test_a_changed_version_does_not_verify(malt: Malt, version: DatasetVersion) -> None:
     with (version.path / "README.md").open("a") as card:
         card.write("more\n")
     said = malt("verify", "arith")
@@ -255,7 +255,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("arguments", ["datasets", "datasets --json", "--help"])
-def test_nobody_need_read_to_the_end(version: DatasetVersion, arguments: str) -> None:
+def test_output_may_be_piped_into_a_reader_that_stops_early(version: DatasetVersion, arguments: str) -> None:
     assert shell(f"{COMMAND} {arguments} | head -0").stderr == ""
 
 

@@ -1,4 +1,4 @@
-"""What the progress line says of what holds a run back."""
+"""The progress line: the reason for which a run waits."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ def refused(error: Exception) -> Callable[[], Awaitable[Reply]]:
 
 
 async def seen(endpoint: Endpoint, attempt: Callable[[], Awaitable[Reply]]) -> str:
-    """Return what holds an endpoint back that has ten requests to make."""
+    """Return the limiting factor of an endpoint that has ten requests to make."""
     waiting = [asyncio.create_task(endpoint.call(attempt, tokens=100)) for _ in range(10)]
     await asyncio.sleep(0.005)
     held = endpoint.throttled_by
@@ -52,28 +52,28 @@ async def seen(endpoint: Endpoint, attempt: Callable[[], Awaitable[Reply]]) -> s
         (Limits(max_in_flight=1), refused(Unreachable("refused")), "an outage; single requests probe"),
     ],
 )
-async def test_an_endpoint_says_what_its_next_request_waits_for(
+async def test_an_endpoint_names_the_reason_for_which_its_next_request_waits(
     limits: Limits, attempt: Callable[[], Awaitable[Reply]], held: str
 ) -> None:
     assert await seen(Endpoint(limits, Policy()), attempt) == held
 
 
-async def test_an_endpoint_that_nobody_asks_holds_nothing_back() -> None:
+async def test_an_idle_endpoint_limits_nothing() -> None:
     endpoint = Endpoint(Limits(), Policy())
     await endpoint.call(answered(), tokens=1)
     assert endpoint.throttled_by == ""
 
 
-def test_what_most_endpoints_wait_for_is_told() -> None:
+def test_the_progress_line_names_the_commonest_reason_to_wait() -> None:
     assert limited_by(0.1, ["latency", "limit", "limit"]) == "limit"
     assert limited_by(0.1, []) == "nothing"
 
 
-def test_a_process_that_is_busy_itself_holds_the_rate_back() -> None:
+def test_a_busy_process_limits_the_rate_itself() -> None:
     assert limited_by(0.95, ["latency"]) == "CPU"
 
 
-def test_how_busy_the_process_was_is_counted_anew_at_each_look() -> None:
+def test_each_reading_of_cpu_use_starts_from_the_one_before() -> None:
     busy, until = CpuMeter(), time.process_time() + 0.05
     while time.process_time() < until:
         pass

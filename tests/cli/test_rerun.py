@@ -1,4 +1,4 @@
-"""`malt rerun` and `malt run --refresh`: what the deployment does, from the command line and without Prefect."""
+"""`malt rerun` and `malt run --refresh`: the work of the deployment, from the command line and without Prefect."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
 
 
 def grow(config: Path) -> None:
-    """Make a dataset without Prefect, whose settings would stay those of the process's first test."""
+    """Make a dataset without Prefect, which would keep the settings of this process's first test."""
     asyncio.run(run_job(read_job(load_spec(config))))
     close_sessions()
 
@@ -59,7 +59,7 @@ def test_a_run_can_refresh_roles_and_needs_no_rerun_for_it(config: Path, provide
     assert asked_by(provider, "run", str(config), "--refresh", "refiner") == {"refiner": 27}
 
 
-def test_plan_quotes_a_refresh_and_asks_nobody(
+def test_plan_quotes_a_refresh_without_any_request(
     config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     question = str(open_version("sums").questions["question_id"].iloc[0])
@@ -68,11 +68,11 @@ def test_plan_quotes_a_refresh_and_asks_nobody(
     quoted = json.loads(capsys.readouterr().out)
     assert (quoted["requests"], quoted["completions"], quoted["refresh"]) == (9, 27, ["refiner"])
     assert asked_by(provider, "plan", *anew) == {}
-    assert "sums: 1 question; still to be asked, refiner anew, with what may follow from it:" in capsys.readouterr().out
+    assert "sums: 1 question; still to be asked, refiner again, with texts that may" in capsys.readouterr().out
     assert asked_by(provider, "run", *anew).total() == quoted["requests"]
 
 
-def test_what_a_fallback_answered_is_asked_anew_too(tmp_path: Path, provider: ScriptedProvider) -> None:
+def test_a_refresh_also_asks_again_for_answers_of_a_fallback(tmp_path: Path, provider: ScriptedProvider) -> None:
     path = write_config(tmp_path, provider, 1)
     spare = f'{{ model = "openai/spare", api_base = "{provider.url}", api_key_env = "TEST_KEY" }}'
     path.write_text(path.read_text().replace("[roles.refiner]\n", f"[roles.refiner]\nfallbacks = [{spare}]\n"))
@@ -92,11 +92,11 @@ def test_what_a_fallback_answered_is_asked_anew_too(tmp_path: Path, provider: Sc
         ),
         (("rerun", "sums", "--questions", "q-none"), "no question 'q-none' in the dataset"),
         (("rerun", "nothing"), "nothing"),
-        (("plan", "sums.toml", "--questions", "q-1"), "--questions goes with --refresh"),
+        (("plan", "sums.toml", "--questions", "q-1"), "--questions needs --refresh"),
     ],
 )
 @pytest.mark.usefixtures("config")
-def test_what_cannot_be_asked_again_is_said(
+def test_an_impossible_rerun_is_refused(
     command: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code([*command]) == 2

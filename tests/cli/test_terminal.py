@@ -1,4 +1,4 @@
-"""The terminal that no text steers."""
+"""Terminal output: no text from a model or file can control the terminal."""
 
 import pytest
 from rich.tree import Tree
@@ -8,7 +8,7 @@ from malt.cli.terminal import new_table, one_line, say, styled, warn
 STEERING = "\x1b[2J\x9b31m\x07\u202e"
 
 
-def test_no_text_of_a_model_steers_the_terminal_wherever_it_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_text_of_a_model_can_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     tree, table = Tree(STEERING), new_table("column")
     tree.add(styled((STEERING, "dim")))
     table.add_row(STEERING)

@@ -1,4 +1,4 @@
-"""Reading a config: values, overrides, paths, and what its errors say."""
+"""Reading a config: values, overrides, paths and error messages."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SMALLEST = 'name = "sums"\n[questions]\nsource = "sums.jsonl"\n'
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, empty but for a folder `configs`."""
+    """The current directory, with nothing in it but an empty folder `configs`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     return tmp_path
@@ -211,7 +211,7 @@ def test_a_wrong_encoding_names_file_and_line(folder: Path) -> None:
         ("[questionnaire]\n", "did you mean questions? Allowed: name, questions, prompts"),
         ("threshold = 0.5\n", "questions.threshold: unknown key; did you mean credit.threshold? Allowed: source"),
         ("zzz = 1\n", "questions.zzz: unknown key. Allowed: source"),
-        ('[run]\ntask_runner = "celery"\n', 'run.task_runner = "celery": not allowed. threads, processes, dask, ray'),
+        ('[run]\ntask_runner = "celery"\n', 'run.task_runner = "celery": not allowed. Where batches run: threads'),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_is_allowed(folder: Path, addition: str, message: str) -> None:
@@ -338,7 +338,7 @@ max_tokens = 99
 """
 
 
-def test_a_table_of_its_own_says_what_every_role_asks(folder: Path) -> None:
+def test_the_shared_model_table_applies_to_every_role(folder: Path) -> None:
     spec = load(f'{SMALLEST}{SHARED}[evaluator]\nkind = "llm"\n[roles.verifier]\ntemperature = 0\n')
     players = [spec.roles.generator, spec.roles.verifier, spec.roles.refiner]
     asked = {(model.model, model.api_base, model.api_key_env) for model in (*players, spec.evaluator)}
@@ -356,7 +356,7 @@ def test_a_role_that_is_elsewhere_takes_neither_address_nor_key(folder: Path, ow
     assert refiner.temperature == 0.7
 
 
-def test_what_is_wrong_with_the_shared_model_is_said_once(folder: Path) -> None:
+def test_a_fault_in_the_shared_model_is_reported_once(folder: Path) -> None:
     said = refusal(SMALLEST + SHARED.replace("0.7", "9"))
     assert said == "configs/sums.toml: model.temperature = 9: must be less than or equal to 2"
 

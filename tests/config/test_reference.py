@@ -1,4 +1,4 @@
-"""The reference of the config: every key is in it, and the page in docs is the program's."""
+"""The config reference: it contains every key, and the page in docs/ is the program's output."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def test_the_page_is_what_the_program_writes() -> None:
     assert PAGE.read_text() == write_markdown()
 
 
-def test_every_key_says_what_it_means_and_what_it_takes() -> None:
+def test_every_key_has_a_meaning_and_a_kind_of_value() -> None:
     keys = list(list_keys())
     assert len(keys) > 100
     assert [key.name for key in keys if not key.meaning or "any value" in key.kind.split(" of ")[0]] == []
@@ -43,6 +43,6 @@ def test_a_table_is_explained_with_its_keys() -> None:
     assert [key.name for key in explain_key("credit")][:2] == ["credit", "credit.threshold"]
 
 
-def test_a_key_that_there_is_not_is_refused_with_those_that_were_meant() -> None:
+def test_an_unknown_key_is_refused_with_similar_ones() -> None:
     with pytest.raises(ConfigError, match=r"smaples: a config has no such key; did you mean roles\.generator\.samples"):
         explain_key("smaples")

@@ -1,4 +1,4 @@
-"""What a config may not hold is refused in a spec as in a file, and by the schema that a form is checked with."""
+"""Secrets in a config are refused in a spec, in a file, and by the schema that validates the form in Prefect's UI."""
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
@@ -74,7 +74,7 @@ def test_a_secret_is_refused_without_being_shown(role: dict[str, JsonValue]) -> 
 
 
 @pytest.mark.parametrize("role", SECRET)
-def test_the_schema_of_the_form_refuses_it_too(role: dict[str, JsonValue]) -> None:
+def test_the_schema_of_the_form_refuses_a_secret_too(role: dict[str, JsonValue]) -> None:
     assert not Draft202012Validator(RunSpec.model_json_schema()).is_valid(declared(role))
 
 
@@ -87,12 +87,12 @@ def test_the_schema_of_the_form_refuses_it_too(role: dict[str, JsonValue]) -> No
         ("Basic understanding", "Basic understanding"),
     ],
 )
-def test_who_asks_is_taken_out_of_addresses(said: str, shown: str) -> None:
+def test_credentials_are_removed_from_addresses(said: str, shown: str) -> None:
     assert redact(said) == shown
 
 
 @pytest.mark.parametrize("role", HARMLESS)
-def test_what_is_harmless_passes_both(role: dict[str, JsonValue]) -> None:
+def test_a_harmless_role_passes_both(role: dict[str, JsonValue]) -> None:
     assert Draft202012Validator(RunSpec.model_json_schema()).is_valid(declared(role))
     RunSpec.model_validate(declared(role))
 

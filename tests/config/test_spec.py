@@ -1,4 +1,4 @@
-"""What a declared dataset promises: defaults, strictness, and what shapes a completion."""
+"""RunSpec: defaults, strict validation, and the settings that shape a completion."""
 
 import json
 from collections.abc import Iterator
@@ -110,7 +110,7 @@ def test_one_kind_needs_no_brackets() -> None:
         {"dataset": {"decontaminate": "test.jsonl", "same_answer": "refiner"}},
     ],
 )
-def test_what_a_config_may_write_short_the_form_takes_as_well(short: dict[str, object]) -> None:
+def test_the_form_accepts_the_short_forms_of_a_config(short: dict[str, object]) -> None:
     RunSpec.model_validate(SMALLEST | short)
     assert [*Draft202012Validator(RunSpec.model_json_schema()).iter_errors(SMALLEST | short)] == []
 
@@ -122,7 +122,7 @@ def test_a_form_wants_a_grader_and_a_spec_survives_without() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"evaluator": {"kind": "guess"}}, {"growth": "half"}])
-def test_neither_takes_what_is_no_choice(wrong: dict[str, object]) -> None:
+def test_form_and_spec_refuse_an_unknown_choice(wrong: dict[str, object]) -> None:
     assert not Draft202012Validator(RunSpec.model_json_schema()).is_valid(SMALLEST | wrong)
     with pytest.raises(ValidationError):
         RunSpec.model_validate(SMALLEST | wrong)

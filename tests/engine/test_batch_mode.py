@@ -1,4 +1,4 @@
-"""A dataset made through batches is the one that direct requests make, at half the price."""
+"""Batch mode makes the same dataset as direct requests, at half the price."""
 
 import json
 from dataclasses import replace
@@ -87,7 +87,7 @@ def bodies(provider: BatchProvider) -> list[str]:
     return sorted(json.dumps(asked.body, sort_keys=True) for asked in provider.requests)
 
 
-def test_what_the_store_has_is_not_asked_for(provider: BatchProvider, spec: RunSpec) -> None:
+def test_stored_samples_are_not_requested_again(provider: BatchProvider, spec: RunSpec) -> None:
     grown(spec)
     made = len(provider.batches)
     shortfall, tally = grown(spec, run="two")
@@ -118,7 +118,7 @@ def is_refiner(asked: Asked) -> bool:
     return asked.model == "refiner-model"
 
 
-def test_what_an_expired_batch_had_is_kept_and_the_rest_is_asked_for_again(
+def test_answers_of_an_expired_batch_are_kept_and_the_rest_is_requested_again(
     provider: BatchProvider, spec: RunSpec
 ) -> None:
     provider.stages, provider.answers_before_the_end = ["in_progress", "expired"], 1
@@ -147,7 +147,7 @@ def test_an_item_is_given_up_after_as_many_batches_as_a_direct_request_is_tried(
     assert "gave up after 5 batches" in shortfall.failures[0].reason
 
 
-def test_what_a_dataset_has_given_up_another_asks_for(provider: BatchProvider, spec: RunSpec) -> None:
+def test_another_dataset_requests_items_that_one_has_given_up(provider: BatchProvider, spec: RunSpec) -> None:
     provider.faults = when(lambda asked: "1 + 10" in asked.prompt, prompt_filtered())
     provider.later_stages = {1: ["cancelled"]}
     assert "was cancelled" in (grown(spec)[0].stopped or "")
@@ -155,7 +155,7 @@ def test_what_a_dataset_has_given_up_another_asks_for(provider: BatchProvider, s
     assert grown(spec.model_copy(update={"name": "renamed"}), run="two")[0] == NOTHING_MISSING
 
 
-def test_the_next_run_asks_again_for_what_was_given_up(provider: BatchProvider, spec: RunSpec) -> None:
+def test_the_next_run_requests_items_again_that_were_given_up(provider: BatchProvider, spec: RunSpec) -> None:
     provider.faults = when(lambda asked: is_refiner(asked) and "1 + 10" in asked.prompt, overloaded)
     grown(spec)
     provider.faults = None
@@ -185,7 +185,7 @@ def test_siblings_that_are_refused_are_asked_for_singly(provider: BatchProvider,
     assert grown(spec)[0] == NOTHING_MISSING
 
 
-def test_a_fallback_is_asked_for_what_is_given_up(provider: BatchProvider, spec: RunSpec) -> None:
+def test_a_fallback_is_asked_for_items_that_are_given_up(provider: BatchProvider, spec: RunSpec) -> None:
     fallback = Fallback(model="openai/spare")
     provider.faults = when(lambda asked: asked.model == "verifier-model", prompt_filtered())
     assert grown(with_role(spec, "verifier", fallbacks=(fallback,)))[0] == NOTHING_MISSING
@@ -258,7 +258,7 @@ def test_an_account_that_may_spend_no_more_stops_the_run(provider: BatchProvider
     assert grown(spec, run="two")[0] == NOTHING_MISSING
 
 
-def test_a_wrong_key_is_said_at_once(provider: BatchProvider, spec: RunSpec) -> None:
+def test_a_wrong_key_is_reported_at_once(provider: BatchProvider, spec: RunSpec) -> None:
     provider.key = "another"
     with pytest.raises(ConfigError, match="refused the key in TEST_KEY"):
         grown(spec)
@@ -266,7 +266,7 @@ def test_a_wrong_key_is_said_at_once(provider: BatchProvider, spec: RunSpec) -> 
     assert grown(spec, run="two")[0] == NOTHING_MISSING
 
 
-def test_an_address_without_batches_is_said_at_once(spec: RunSpec) -> None:
+def test_an_address_without_batches_is_reported_at_once(spec: RunSpec) -> None:
     with ScriptedProvider() as plain, pytest.raises(ConfigError, match="has no batch API"):
         grown(with_role(spec, "generator", api_base=plain.url))
 
@@ -287,7 +287,7 @@ def test_a_call_that_fails_for_now_is_made_again(
     assert len(provider.batches) == 3
 
 
-def test_results_that_are_gone_are_asked_for_again(provider: BatchProvider, spec: RunSpec) -> None:
+def test_lost_results_are_requested_again(provider: BatchProvider, spec: RunSpec) -> None:
     gone = refusal(404, "No such file.", None)
     provider.batch_faults = lambda name, number: gone if (name, number) == ("download", 0) else None
     assert grown(spec)[0] == NOTHING_MISSING

@@ -1,4 +1,4 @@
-"""A version out of the store alone, and what its manifest tells of the judge, the diagnosis and the graders."""
+"""Building a version from the store alone, and the manifest's accounts of judge, diagnosis and graders."""
 
 import json
 from pathlib import Path
@@ -28,14 +28,14 @@ from tests.specs import spec_of, write_questions
 
 @pytest.fixture
 def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
-    """Two sums; answers that are not plainly the reference go to the judge."""
+    """Spec with two sums; answers that are not exactly the reference go to the judge."""
     monkeypatch.setenv("TEST_KEY", "key")
     judge = EvaluatorSpec(kind=("exact", "llm"), model="openai/judge", api_base=provider.url, api_key_env="TEST_KEY")
     return spec_of(provider, write_questions(tmp_path), samples=2).model_copy(update={"evaluator": judge})
 
 
 def assembled(spec: RunSpec) -> Built:
-    """Ask for everything, as far as it can be had, then assemble."""
+    """Try every request, then build the version."""
     return build(asked_directly(spec))
 
 
@@ -120,12 +120,10 @@ def test_show_tells_the_diagnostics_and_what_was_left_out(
 
 
 RECORDED = "fc7133970c0613f172f8638f61bd0b099937cfced6a3f6056d576bc660db50d1"
-"""The trajectories' digest of two sums, as it was when every branch was a task and every row a dictionary."""
+"""Digest of two sums' trajectories, recorded when every branch was a task and every row a dictionary."""
 
 
-def test_what_a_store_amounts_to_is_as_it_was_recorded(
-    spec: RunSpec, tmp_path: Path, provider: ScriptedProvider
-) -> None:
+def test_a_version_s_rows_have_the_recorded_digest(spec: RunSpec, tmp_path: Path, provider: ScriptedProvider) -> None:
     prompts = tmp_path / "prompts"
     for role, slots in SLOTS.items():
         folder = prompts / role.value
@@ -165,7 +163,7 @@ def test_a_run_without_a_version_has_failed(tmp_path: Path, shortfall: Shortfall
 
 def test_a_run_whose_version_is_not_made_latest_has_failed_and_says_why(tmp_path: Path) -> None:
     spec = published_spec().model_copy(update={"credit": CreditSpec(max_unknown=0)})
-    version = publish([mixed_tree("q1")], spec, PROVENANCE, tmp_path)  # one of its leaves has no grade
+    version = publish([mixed_tree("q1")], spec, PROVENANCE, tmp_path)  # one of its leaves has an unknown grade
     questions = QuestionSource(source=str(write_questions(tmp_path, 1)), format="gsm8k")
     job = read_job(RunSpec(name="arith", questions=questions, evaluator=EvaluatorSpec(kind=("number",))))
     summary = summarise(job, Filled(NOTHING_MISSING, Tally()), Built(version, ()), 1.0)

@@ -1,4 +1,4 @@
-"""The script of MALT's first description runs as written, but for the model's name and where it is served."""
+"""The script of MALT's first description runs as written, except for the model's name and address."""
 
 import json
 import subprocess
@@ -67,14 +67,14 @@ class Slots(LLMEvaluator):
 
 
 class Said:
-    """A message as LangChain has it."""
+    """A message with the attributes of LangChain's."""
 
     def __init__(self, type: str, content: str) -> None:  # noqa: A002 - LangChain's name
         self.type, self.content = type, content
 
 
 class Template:
-    """What is asked of LangChain's ChatPromptTemplate."""
+    """Stand-in for LangChain's ChatPromptTemplate, with the only method that is called."""
 
     def format_messages(self, **slots: str) -> list[Said]:
         return [Said("system", "Grade."), Said("human", f"Q {slots['question']} A {slots['answer']}")]

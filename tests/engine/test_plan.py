@@ -1,4 +1,4 @@
-"""The quote of a run: counted against the store, asking nobody; a cost that is not known is never zero."""
+"""The quote of a run: counted against the store without any request; an unknown cost is never zero."""
 
 import asyncio
 from collections.abc import Collection
@@ -40,7 +40,7 @@ def quote(spec: RunSpec, refresh: Collection[Role] = ()) -> Plan:
 
 
 def grow(spec: RunSpec) -> bool:
-    """Ask for all that a spec needs; return whether all of it came."""
+    """Make all requests that a spec needs; return whether all succeeded."""
     job, session = read_job(spec), open_session(Settings(), Limits())
     ask = make_completer(session, [question.question_id for question in job.questions])
     missing = session.run(ask_all(job.questions, TreeInputs(spec, job.prompts, ask)))
@@ -48,7 +48,7 @@ def grow(spec: RunSpec) -> bool:
 
 
 def figures(quoted: Plan) -> dict[str, tuple[int, int, int]]:
-    """Requests, completions to buy and completions stored, by role."""
+    """Return requests, completions to buy and stored completions, by role."""
     return {
         role.value: (each.requests, each.completions, each.stored_completions) for role, each in quoted.roles.items()
     }
@@ -68,7 +68,7 @@ def test_the_quote_is_what_the_run_then_sends(config: Path, provider: ScriptedPr
     assert provider.completions_sent == quoted.completions
 
 
-def test_after_a_run_nothing_is(config: Path) -> None:
+def test_after_a_run_nothing_is_left_to_ask(config: Path) -> None:
     assert grow(load_spec(config))
     quoted = quote(load_spec(config))
     assert figures(quoted) == {"generator": (0, 0, 12), "verifier": (0, 0, 36), "refiner": (0, 0, 108)}
@@ -84,13 +84,13 @@ def test_a_fourth_sample_is_quoted_as_45_completions_a_question(config: Path, pr
     assert provider.request_count - sent == quoted.requests
 
 
-def test_another_refiner_leaves_the_others_covered(config: Path) -> None:
+def test_another_refiner_leaves_the_other_roles_stored(config: Path) -> None:
     assert grow(load_spec(config))
     quoted = quote(load_spec(config, ["roles.refiner.model=openai/other"]))
     assert figures(quoted) == {"generator": (0, 0, 12), "verifier": (0, 0, 36), "refiner": (36, 108, 0)}
 
 
-def test_what_a_failed_branch_left_out_is_still_to_be_asked(config: Path, provider: ScriptedProvider) -> None:
+def test_samples_of_a_failed_branch_are_still_to_be_requested(config: Path, provider: ScriptedProvider) -> None:
     provider.faults = mishaps.when(lambda asked: asked.model == "refiner", mishaps.context_overflow())
     assert not grow(load_spec(config))
     assert figures(quote(load_spec(config)))["refiner"] == (36, 108, 0)
@@ -180,7 +180,7 @@ def test_a_quote_is_a_range_within_what_it_assumes(config: Path) -> None:
     assert (refiner.low.cost_usd or 0) < (refiner.cost_usd or 0) < (refiner.high.cost_usd or 0)
 
 
-def test_what_a_run_takes_lies_in_the_range_that_a_pilot_gave(config: Path, provider: ScriptedProvider) -> None:
+def test_a_run_s_usage_lies_in_the_range_that_its_pilot_predicted(config: Path, provider: ScriptedProvider) -> None:
     spec = load_spec(config)
     job = read_job(spec)
     assert asyncio.run(run_pilot(job, 3)) == NOTHING_MISSING
@@ -226,7 +226,7 @@ def test_adaptive_growth_is_quoted_as_at_most_the_full_trees(config: Path, provi
     assert (quote(spec).completions, quote(spec).requests) == (0, 0)
 
 
-def test_what_is_asked_in_batches_is_quoted_at_their_price(config: Path) -> None:
+def test_batch_mode_is_quoted_at_batch_prices(config: Path) -> None:
     def cost(*overrides: str) -> float:
         listed = [f"roles.{role}.model=openai/gpt-4o-mini" for role in PLAYERS]
         quoted = quote(load_spec(config, [*listed, "run.tracking=auto", *overrides]))
@@ -237,11 +237,11 @@ def test_what_is_asked_in_batches_is_quoted_at_their_price(config: Path) -> None
     assert cost("run.mode=batch") == pytest.approx(cost() / 2)
 
 
-# What further completions take.
+# The usage of further completions.
 
 
 def test_the_range_holds_nineteen_times_of_twenty() -> None:
-    """Questions differ by a factor; completions of one are alike. Ten are seen, a hundred come."""
+    """Questions differ by a factor, completions of one question are alike; ten questions predict a hundred."""
     chance, held = Random(1), 0
     for _ in range(400):
         seen = [Total(9 * chance.lognormvariate(5, 0.5), 9) for _ in range(10)]
@@ -251,7 +251,7 @@ def test_the_range_holds_nineteen_times_of_twenty() -> None:
     assert 0.90 <= held / 400 <= 0.99
 
 
-def test_more_questions_make_it_narrower() -> None:
+def test_more_questions_make_the_range_narrower() -> None:
     chance = Random(2)
     totals = [Total(chance.gauss(100, 20), 1) for _ in range(200)]
     widths = [high - low for low, _, high in (each_takes(totals[:count], 1000) for count in (3, 10, 50, 200))]

@@ -1,4 +1,4 @@
-"""The library's front door, without Prefect."""
+"""The Python API, `TrainingDataGenerator`, without Prefect."""
 
 import json
 from pathlib import Path
@@ -98,7 +98,7 @@ async def test_nothing_complete_is_an_error_that_says_so(
         ([], "no rows"),
     ],
 )
-async def test_rows_that_cannot_be_used_are_found_before_anybody_is_asked(
+async def test_unusable_rows_are_found_before_any_request(
     generator: TrainingDataGenerator, provider: ScriptedProvider, rows: list[dict[str, str]], problem: str
 ) -> None:
     with pytest.raises(QuestionError, match=problem):

@@ -1,4 +1,4 @@
-"""A version made again out of the store: the same content, or the reasons why not."""
+"""Rebuilding a version from the store: the same content, or the reasons for the differences."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ FAR_FUTURE = 1e12
 
 @pytest.fixture
 def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
-    """Two sums and a prompt set of one's own; answers that are not plainly the reference go to the judge."""
+    """Spec with two sums and its own prompt set; answers that are not exactly the reference go to the judge."""
     monkeypatch.setenv("TEST_KEY", "key")
     prompts = shutil.copytree(find_set("general"), tmp_path / "prompts" / "own")
     judge = EvaluatorSpec(kind=("exact", "llm"), model="openai/judge", api_base=provider.url, api_key_env="TEST_KEY")
@@ -39,7 +39,7 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
 
 
 def published(spec: RunSpec) -> DatasetVersion:
-    """Ask for everything, as far as it can be had, and publish it."""
+    """Try every request, then publish the version."""
     version = build(asked_directly(spec)).version
     assert version is not None
     close_sessions()
@@ -52,7 +52,7 @@ def version(spec: RunSpec) -> DatasetVersion:
 
 
 def forget(version: DatasetVersion, role: str) -> str:
-    """Delete one sample of a role from the store, and return the question it answered."""
+    """Delete one sample of a role from the store; return the id of its question."""
     with Store(Settings().store) as store:
         row = next(row for rows in store.old_rows(FAR_FUTURE) for row in rows if row.role == role)
         assert store.delete([row.key], FAR_FUTURE) == 1
@@ -99,7 +99,7 @@ def test_a_rebuilt_copy_does_not_pass_for_a_version(version: DatasetVersion) -> 
             rebuild(version, Settings(), place)
 
 
-def test_a_version_that_holds_is_left_as_it_is(version: DatasetVersion) -> None:
+def test_an_intact_version_is_left_as_it_is(version: DatasetVersion) -> None:
     touched = (version.path / "manifest.json").stat()
     assert rebuild(version, Settings()) == Rebuilt(version, version.path, written=False)
     assert (version.path / "manifest.json").stat() == touched
@@ -156,7 +156,7 @@ def test_the_question_file_is_needed_only_where_the_version_s_own_questions_are_
     assert verify(version) == []
 
 
-def test_other_questions_are_told_from_those_of_then(version: DatasetVersion, tmp_path: Path) -> None:
+def test_a_changed_question_file_is_reported(version: DatasetVersion, tmp_path: Path) -> None:
     other = write_questions(tmp_path, count=3)
     rebuilt = rebuild(version, Settings(), tmp_path / "again", Sources(questions=str(other)))
     assert rebuilt.path is None
@@ -166,16 +166,16 @@ def test_other_questions_are_told_from_those_of_then(version: DatasetVersion, tm
 
 
 @pytest.mark.parametrize("role", ["generator", "verifier", "refiner", "evaluator"])
-def test_what_the_store_lacks_is_named(version: DatasetVersion, role: str, tmp_path: Path) -> None:
+def test_a_sample_missing_from_the_store_is_named(version: DatasetVersion, role: str, tmp_path: Path) -> None:
     question_id = forget(version, role)
     rebuilt = rebuild(version, Settings(), tmp_path / "again")
     assert rebuilt.path is None
-    assert f"store: lacks what the {role} said to question '{question_id}'" in rebuilt.differences[0]
+    assert f"store: lacks the {role}'s answer to question '{question_id}'" in rebuilt.differences[0]
     assert not (tmp_path / "again").exists()
     assert list(tmp_path.glob(".tmp-*")) == []
 
 
-def test_of_much_that_the_store_lacks_the_first_is_named_and_the_rest_counted(
+def test_the_first_of_many_missing_samples_are_named_and_the_rest_counted(
     spec: RunSpec, tmp_path: Path, version: DatasetVersion
 ) -> None:
     with Store(Settings().store) as store:
@@ -189,7 +189,7 @@ def test_of_much_that_the_store_lacks_the_first_is_named_and_the_rest_counted(
 def test_an_answer_that_was_set_aside_since_is_still_this_version_s(
     version: DatasetVersion, provider: ScriptedProvider, spec: RunSpec, tmp_path: Path
 ) -> None:
-    """As a rerun that asks again leaves the store: the old answer under a key of its own, a new one in its place."""
+    """A refreshing rerun leaves the old answer in the store under a new key, and puts the new answer in its place."""
     question_ids = [*version.questions["question_id"]]
     with Store(Settings().store) as store:
         row = next(row for row in store.rows(question_ids).values() if row.role == "refiner")
@@ -205,7 +205,7 @@ def test_an_answer_that_was_set_aside_since_is_still_this_version_s(
         assert written(tmp_path / f"again{each.number}") == written(each.path)
 
 
-def test_an_edited_manifest_is_told_by_what_it_would_give(version: DatasetVersion) -> None:
+def test_an_edited_manifest_is_reported_with_the_other_rows_it_would_give(version: DatasetVersion) -> None:
     path = version.path / "manifest.json"
     manifest = json.loads(path.read_bytes())
     manifest["config"]["credit"]["threshold"] = 0.99
@@ -222,12 +222,12 @@ def test_an_edited_manifest_is_told_by_what_it_would_give(version: DatasetVersio
 def test_a_place_that_is_taken_is_refused_before_anything_is_read(version: DatasetVersion, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
-    with pytest.raises(VersionError, match="taken is there already; name a folder that is not"):
+    with pytest.raises(VersionError, match="taken exists already; name a new or an empty folder"):
         rebuild(version, Settings(), tmp_path / "taken")
     assert rebuild(version, Settings(), tmp_path / "fresh").written
 
 
-def test_the_command_says_what_came_of_it(
+def test_the_command_prints_the_result(
     version: DatasetVersion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = tmp_path / "again"
@@ -242,10 +242,10 @@ def test_the_command_says_what_came_of_it(
     }
     assert read_manifest(again).content_sha256 == version.manifest.content_sha256
     assert exit_code(["rebuild", "sums"]) == 0
-    assert "sums@v1 holds, and the store gives the same again" in capsys.readouterr().out
+    assert "sums@v1 is intact, and the store gives the same content" in capsys.readouterr().out
     forget(version, "refiner")
     assert exit_code(["rebuild", "sums"]) == 1
     said = capsys.readouterr()
-    assert (said.out, said.err.splitlines()[0]) == ("", "error: sums@v1 cannot be made again; nothing was written")
+    assert (said.out, said.err.splitlines()[0]) == ("", "error: sums@v1 cannot be rebuilt; nothing was written")
     assert exit_code(["rebuild", "sums", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["identical"] is False

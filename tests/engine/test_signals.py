@@ -1,4 +1,4 @@
-"""Which signals a run acts on. How it then ends is tested with processes, in flows/test_process.py."""
+"""Signals that stop a run. flows/test_process.py tests with real processes how it then ends."""
 
 import signal
 import subprocess
@@ -41,7 +41,7 @@ def test_a_terminal_that_hangs_up_is_acted_on_as_ctrl_c_is_but_not_with_nohup() 
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 
 
-def test_a_second_ctrl_c_ends_what_does_not_stop_and_says_so() -> None:
+def test_a_second_ctrl_c_ends_a_process_that_does_not_stop_and_says_so() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", STAY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

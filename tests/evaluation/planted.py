@@ -1,4 +1,4 @@
-"""A provider whose answers are planted question by question and chain by chain, and the config that evaluates on it.
+"""A provider with a planted answer for each question and chain, and a config of an evaluation on it.
 
 Question i is `i + 10`. The bits of i say which of the generator's chains are right; wrong answers differ by chain.
 """
@@ -14,21 +14,21 @@ from tests.providers import ScriptedProvider
 
 QUESTIONS, CHAINS = 16, 3
 FIRST = 100
-"""The first question's number: those of the training file are below it."""
+"""Number of the first held-out question; those of the training file are lower."""
 
 
 def is_right(question: int, chain: int) -> bool:
-    """Whether the generator is right."""
+    """Whether the generator's answer is right."""
     return bool(question >> chain & 1)
 
 
 def is_called_correct(question: int, chain: int) -> bool:
-    """What the verifier says of it: the truth, but for every fifth."""
+    """Whether the verifier calls the generator's answer correct: its verdict is false for every fifth answer."""
     return is_right(question, chain) != ((question + chain) % 5 == 0)
 
 
 def ends_right(question: int, chain: int) -> bool:
-    """Whether the refiner is right: every fourth answer is turned into its contrary."""
+    """Whether the refiner's answer is right: it differs from the generator's for every fourth answer."""
     return is_right(question, chain) != ((question + chain) % 4 == 0)
 
 
@@ -53,7 +53,7 @@ def script(asked: Asked, sample: int) -> str:
 
 
 def write_evaluation(folder: Path, provider: ScriptedProvider, evaluate: str, questions: int = QUESTIONS) -> Path:
-    """Write a config and its question files, and let the provider answer; `evaluate` is TOML below `[evaluate]`."""
+    """Write a config and its question files, and script the provider; `evaluate` is TOML below `[evaluate]`."""
     provider.script = script
     write_sums(folder / "train.jsonl", range(4))
     write_sums(folder / "heldout.jsonl", range(FIRST, FIRST + questions))

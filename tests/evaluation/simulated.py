@@ -1,4 +1,4 @@
-"""Evaluations drawn by chance, of which the truth is known: questions of their own difficulty, several answers each."""
+"""Random evaluations with known truth: every question has its own difficulty and several answers."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from malt.evaluation.statistics import Scores
 
 QUESTIONS, CHAINS = 150, 3
 DIFFICULTY = 0.6
-"""How much the questions' chances differ: the sum of the parameters of their Beta distribution is 1 / this."""
+"""Spread of the questions' difficulties: the parameters of their Beta distribution add up to 1 / this."""
 
 
 def chances(random: Generator, mean: float, questions: int) -> Scores:
-    """Draw how likely each question's answer is right."""
+    """Draw the probability of a right answer for each question."""
     drawn: Scores = random.beta(mean / DIFFICULTY, (1 - mean) / DIFFICULTY, questions)
     return drawn
 
@@ -33,12 +33,12 @@ def evaluations(count: int, mean: float, gain: float, questions: int = QUESTIONS
 
 
 def true_gain(mean: float, gain: float) -> float:
-    """Return how much better the second system is over all questions there are."""
+    """Return the true difference in accuracy between the two systems, over a large sample of questions."""
     first = chances(np.random.default_rng(1), mean, 2_000_000)
     second = 1 / (1 + np.exp(-gain) * (1 - first) / np.maximum(first, 1e-12))
     return float((second - first).mean())
 
 
 def votes(random: Generator, chance: Scores) -> Scores:
-    """Draw one vote a question."""
+    """Draw the outcome of one vote for each question."""
     return (random.random(len(chance)) < chance).astype(float)

@@ -1,4 +1,4 @@
-"""Evaluations on a provider with planted answers: what every cell must be is counted here by hand."""
+"""Evaluations on a provider with planted answers: the expected value of every cell is counted here by hand."""
 
 from itertools import product
 from pathlib import Path
@@ -30,7 +30,7 @@ def share(rights: list[bool]) -> float:
 
 
 def vote(rights: list[bool]) -> bool:
-    """Of three chains whose wrong answers differ: two right ones win, and of three answers the first."""
+    """Whether three chains with different wrong answers win the vote: of three different answers the first wins."""
     return sum(rights) >= 2 or (sum(rights) == 1 and rights[0])
 
 
@@ -84,8 +84,8 @@ def test_a_difference_is_paired_by_question(tmp_path: Path, provider: ScriptedPr
     assert found.p == found.p_holm < 0.001
 
 
-def test_systems_share_what_they_share(tmp_path: Path, provider: ScriptedProvider) -> None:
-    """Three systems; the second has the first's generator and verifier, the third its generator alone."""
+def test_systems_share_the_requests_of_equal_roles(tmp_path: Path, provider: ScriptedProvider) -> None:
+    """The second system shares the first's generator and verifier, the third only its generator."""
     systems = '[evaluate.systems.a]\n[evaluate.systems.b]\nrefiner = { model = "openai/better" }\n'
     systems += '[evaluate.systems.c]\nverifier = { model = "openai/verifier-2" }\n'
     evaluated(tmp_path, provider, systems)
@@ -104,7 +104,7 @@ def test_a_second_evaluation_asks_nothing_and_makes_no_new_version(tmp_path: Pat
     assert provider.request_count == asked
 
 
-def test_who_takes_no_part_is_not_asked(tmp_path: Path, provider: ScriptedProvider) -> None:
+def test_roles_outside_a_system_are_not_asked(tmp_path: Path, provider: ScriptedProvider) -> None:
     systems = '[evaluate.systems.alone]\nroles = ["generator"]\n'
     systems += '[evaluate.systems.unchecked]\nroles = ["generator", "refiner"]\n'
     summary = evaluated(tmp_path, provider, systems).summary
@@ -163,7 +163,9 @@ def test_questions_that_may_have_been_trained_on_are_refused_by_name(
     assert evaluate(kept).summary.questions == QUESTIONS
 
 
-def test_a_branch_that_cannot_be_had_is_told_and_the_rest_compared(tmp_path: Path, provider: ScriptedProvider) -> None:
+def test_a_failed_branch_is_listed_and_the_other_questions_are_compared(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
     provider.faults = lambda asked: mishaps.bad_request() if "What is 103 + 10" in asked.prompt else None
     version = evaluated(tmp_path, provider, TWO)
     assert {failure.question_id for failure in version.manifest.failures} == {"sum-103"}
@@ -183,13 +185,13 @@ def test_a_stop_publishes_nothing_and_the_next_evaluation_goes_on(tmp_path: Path
     assert provider.request_count == QUESTIONS * (1 + 2 * CHAINS)
 
 
-def test_where_nothing_can_be_had_nothing_is_published(tmp_path: Path, provider: ScriptedProvider) -> None:
+def test_an_evaluation_without_any_answer_is_not_published(tmp_path: Path, provider: ScriptedProvider) -> None:
     provider.faults = lambda _asked: mishaps.bad_request()
     with pytest.raises(NothingToPublish):
         evaluated(tmp_path, provider)
 
 
-def test_what_is_wrong_is_found_before_anybody_is_asked(tmp_path: Path, provider: ScriptedProvider) -> None:
+def test_config_errors_are_found_before_any_request(tmp_path: Path, provider: ScriptedProvider) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.baseline = 'none' is no system; there are: plain, star"):
         evaluated(tmp_path, provider, 'baseline = "none"\n' + TWO)
     with pytest.raises(ConfigError, match=r"evaluate\.systems\.plain\.generatr: unknown key; did you mean"):
@@ -197,5 +199,5 @@ def test_what_is_wrong_is_found_before_anybody_is_asked(tmp_path: Path, provider
     assert provider.request_count == 0
 
 
-def test_it_is_a_public_name() -> None:
+def test_evaluate_is_a_public_name() -> None:
     assert malt.evaluate is evaluate

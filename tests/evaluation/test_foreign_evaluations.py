@@ -1,4 +1,4 @@
-"""Evaluations from elsewhere: whatever stands in their files, every command shows it or refuses it in a line."""
+"""Untrusted evaluations: whatever their files contain, every command shows it or refuses it in one line."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a version of ours."""
+    """Data folder with a genuine version."""
     folder = tmp_path_factory.mktemp("evaluated")
     with ScriptedProvider() as provider, pytest.MonkeyPatch.context() as environment:
         environment.setenv("MALT_DATA_DIR", str(folder / "data"))
@@ -43,7 +43,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def theirs(evaluated: Path, tmp_path: Path) -> Path:
-    """A version that was copied here, beside our own."""
+    """Folder of a copied version, beside the genuine one."""
     shutil.copytree(evaluated, tmp_path / "data", symlinks=True)
     ours = tmp_path / "data/evaluations/planted"
     shutil.copytree(ours, ours.parent / "theirs")
@@ -52,7 +52,7 @@ def theirs(evaluated: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("file", ["manifest.json", "summary.json"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_whatever_its_files_say_every_command_shows_or_refuses_it(
+def test_every_command_shows_or_refuses_hostile_files(
     name: str, file: str, theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(command: list[str]) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of an evaluation: the next one goes on, and comes to the same digest."""
+"""kill -9 in the middle of an evaluation: the next one continues and reaches the same digest."""
 
 import subprocess
 import sys
@@ -15,11 +15,11 @@ from tests.providers import ScriptedProvider
 
 SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
 KILLS = (10, 130)
-"""After how many requests in all."""
+"""Total number of requests after which each kill happens."""
 
 
 def kill_after(requests: int, config: Path, provider: ScriptedProvider) -> None:
-    """Evaluate in a process of its own, and kill it once the provider was asked so often."""
+    """Evaluate in a separate process, and kill it once the provider has received so many requests."""
     command = "from malt.cli.main import main; main()"
     process = subprocess.Popen([sys.executable, "-c", command, "evaluate", str(config)], stdout=subprocess.DEVNULL)
     while provider.request_count < requests and process.poll() is None:
@@ -28,7 +28,7 @@ def kill_after(requests: int, config: Path, provider: ScriptedProvider) -> None:
     process.wait()
 
 
-def test_what_is_killed_costs_no_answer_and_changes_nothing(
+def test_a_killed_evaluation_costs_no_answer_and_changes_nothing(
     tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.latency_s = 0.05
@@ -38,7 +38,7 @@ def test_what_is_killed_costs_no_answer_and_changes_nothing(
     killed = evaluate(config)
     needed = QUESTIONS * 2 * (1 + 2 * CHAINS)
     in_flight = 4 * len({asked.model for asked in provider.requests})
-    assert needed <= provider.request_count <= needed + in_flight * len(KILLS)  # what was in flight is asked again
+    assert needed <= provider.request_count <= needed + in_flight * len(KILLS)  # requests in flight are sent again
     assert [version.number for version in list_evaluations().versions] == [1]
     close_sessions()
     monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))

@@ -1,4 +1,4 @@
-"""What evaluations found of a model stands in its card on the Hub, and the version itself stays as it was."""
+"""Evaluation results in a model's card on the Hub; the model version itself does not change."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.providers import ScriptedProvider
 
 __all__ = ["publish"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # raised in Hugging Face's library
 
 ID = f"{OWNER}/laptop"
 SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.trained]\nrefiner = {{ model = "openai/{}" }}\n'
@@ -34,7 +34,7 @@ def model(publish: Publish) -> ModelVersion:
 
 @pytest.fixture
 def evaluation(tmp_path: Path, model: ModelVersion, provider: ScriptedProvider) -> EvaluationVersion:
-    """An evaluation whose second system has the model's refiner, as a server that took its adapter calls it."""
+    """Evaluation whose second system plays the model's refiner, named as a server that loaded its adapter names it."""
     systems = SYSTEMS.format(model.adapter_name(Role.REFINER))
     return evaluate(planted_spec(tmp_path, provider, systems))
 
@@ -89,7 +89,7 @@ def test_a_push_tells_results_on_main_and_the_tag_keeps_the_version(
     assert (again["sent"], again["card"], len(repository.commits)) == (0, done["card"], 3)
 
 
-def test_what_is_evaluated_later_comes_with_the_next_push(
+def test_a_later_evaluation_is_added_to_the_card_by_the_next_push(
     model: ModelVersion, hub: Hub, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     assert pushed(capsys)["card"] is None

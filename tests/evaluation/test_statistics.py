@@ -1,4 +1,4 @@
-"""The statistics against figures from the literature, and against evaluations of which the truth is known."""
+"""The statistics, compared with figures from the literature and with simulated evaluations of known truth."""
 
 from collections.abc import Callable
 from itertools import product
@@ -35,14 +35,14 @@ def test_answers_that_repeat_each_other_make_an_interval_no_narrower() -> None:
     assert once.model_dump() == pytest.approx(thrice.model_dump())
 
 
-def test_where_all_are_right_the_interval_does_not_shrink_to_a_point() -> None:
+def test_the_interval_of_a_perfect_score_does_not_shrink_to_a_point() -> None:
     found = estimate(np.ones(100))
     assert found.low is not None
     assert 0.95 < found.low < 0.97
     assert found.high == 1.0
 
 
-def test_nothing_is_said_of_nothing() -> None:
+def test_an_empty_evaluation_has_no_estimate() -> None:
     assert estimate(np.array([np.nan])) == Cell(accuracy=None, stderr=None, low=None, high=None, questions=0)
     assert paired_difference(np.array([np.nan, 1.0]), np.array([1.0, np.nan])) is None
 

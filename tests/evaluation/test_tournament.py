@@ -1,4 +1,4 @@
-"""Tournaments and races: every subtree asked once, planted rankings found, and nobody dropped who could win."""
+"""Tournaments and races: every subtree is asked once, planted rankings are found, and no possible winner is dropped."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -25,7 +25,7 @@ TOURNAMENT = (
 )
 MODELS = ("a", "b", "c", "d")
 GAIN = 0.12
-"""How much more likely an answer is right for each place in the ranking."""
+"""Difference in the probability of a right answer between neighbours in the ranking."""
 
 
 def test_a_tournament_asks_every_subtree_once_and_says_what_to_choose_under_a_budget(
@@ -43,7 +43,7 @@ def test_a_tournament_asks_every_subtree_once_and_says_what_to_choose_under_a_bu
 
 
 def check_frontier(frontier: Sequence[Choice]) -> None:
-    """What takes more tokens is more often right."""
+    """Check that each choice that costs more tokens is more accurate."""
     tokens = [choice.tokens for choice in frontier]
     accuracies = [choice.cell.accuracy or 0.0 for choice in frontier]
     assert tokens == sorted(tokens)
@@ -90,7 +90,7 @@ def test_a_race_drops_who_cannot_win_and_says_so(tmp_path: Path, provider: Scrip
 
 
 def test_a_best_system_is_dropped_in_at_most_five_percent_of_races() -> None:
-    """Four systems, the best one by two points; looked at after every round of a race."""
+    """Four systems, the best one by two points; the race decides after every round."""
     random, races, lost, questions = np.random.default_rng(23), 300, 0, 320
     for _ in range(races):
         ability = random.beta(2, 2, questions)

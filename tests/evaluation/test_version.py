@@ -1,4 +1,4 @@
-"""An evaluation version on disk: shown, compared, checked, pushed."""
+"""Evaluation versions on disk: `malt show`, `diff`, `verify`, `push` and `report`."""
 
 import json
 import re
@@ -34,12 +34,12 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, An
     return dict(json.loads(said(capsys, *arguments, "--json")))
 
 
-def test_it_is_opened_by_name_number_and_folder(version: EvaluationVersion) -> None:
+def test_an_evaluation_is_opened_by_name_number_and_folder(version: EvaluationVersion) -> None:
     for reference in ("evaluations/planted", "evaluations/planted@v1", "planted", version.path):
         assert open_evaluation(reference).path == version.path
 
 
-def test_show_tells_its_figures_and_one_question(
+def test_show_prints_the_figures_and_one_question(
     version: EvaluationVersion, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "MA+MV@3" in said(capsys, "show", "evaluations/planted")
@@ -51,7 +51,7 @@ def test_show_tells_its_figures_and_one_question(
     assert "has no question 'sum-9'" in said(capsys, "show", "evaluations/planted", "sum-9", code=2)
 
 
-def test_of_a_single_chain_no_vote_is_told(
+def test_a_single_chain_has_no_vote(
     tmp_path: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = evaluate(planted_spec(tmp_path, provider, f"chains = 1\n{SYSTEMS}"))
@@ -63,7 +63,7 @@ def test_of_a_single_chain_no_vote_is_told(
 
 
 def wins_vote(outcomes: "pd.Series[str]") -> bool:
-    """Of three chains whose wrong answers differ."""
+    """Whether three chains whose wrong answers differ win the vote."""
     right = list(outcomes == "right")
     return sum(right) >= 2 or (sum(right) == 1 and right[0])
 
@@ -77,7 +77,7 @@ def test_a_notebook_shows_every_way_of_answering_with_its_interval(version: Eval
     assert version.reference in version._repr_html_()
 
 
-def test_diff_tells_which_inputs_accuracies_and_questions_changed(
+def test_diff_lists_changed_inputs_accuracies_and_questions(
     version: EvaluationVersion, tmp_path: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = SYSTEMS.replace(
@@ -96,7 +96,7 @@ def test_diff_tells_which_inputs_accuracies_and_questions_changed(
     assert "questions turned better" in said(capsys, "diff", "evaluations/planted@v1", "evaluations/planted@v2")
 
 
-def test_verify_holds_as_it_was_published(version: EvaluationVersion, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_published_evaluation_verifies(version: EvaluationVersion, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(version) == []
     assert "evaluations/planted@v1 holds: 4 files" in said(capsys, "verify", "evaluations/planted")
 
@@ -140,7 +140,7 @@ def test_verify_finds_damage(
     assert problem in "\n".join(verify(open_evaluation(version.path)))
 
 
-def test_push_puts_it_on_a_shelf_of_its_own(
+def test_push_puts_an_evaluation_into_the_folder_evaluations(
     version: EvaluationVersion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pushed = told(capsys, "push", "evaluations/planted", tmp_path / "shelf")
@@ -149,7 +149,7 @@ def test_push_puts_it_on_a_shelf_of_its_own(
     assert told(capsys, "push", "evaluations/planted", tmp_path / "shelf")["sent"] == 0
 
 
-def test_report_is_named_and_shows_every_system_and_the_questions_on_which_they_part(
+def test_report_shows_every_system_and_the_questions_on_which_systems_differ(
     tmp_path: Path, provider: ScriptedProvider, version: EvaluationVersion, capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = evaluate(planted_spec(tmp_path, provider, 'measure = "sa"\nchains = 2\n' + SYSTEMS))

@@ -1,4 +1,4 @@
-"""Prefect's own server, started once, for the tests that run flows; and the `malt` command run against it."""
+"""Prefect's own server, started once for the tests that run flows, and the `malt` command run against it."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ os.environ["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRI
 
 
 class Ran(NamedTuple):
-    """What a `malt run --json` came to."""
+    """Exit code, summary and stderr of a `malt run --json`."""
 
     code: int
     summary: RunSummary
@@ -35,24 +35,24 @@ Malt = Callable[..., Ran]
 
 
 def beside_progress(stderr: str) -> str:
-    """What was said on stderr, less how far a run is, which one that takes long tells, and empty lines."""
+    """Return stderr without empty lines and without the progress lines of a slow run."""
     return "\n".join(line for line in stderr.splitlines() if line and " requests; limited by: " not in line)
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(HOME, ignore_errors=True)  # a server that was told to end may still write there
+    shutil.rmtree(HOME, ignore_errors=True)  # a server that is shutting down may still write there
 
 
 @pytest.fixture(scope="package")
 def api_url() -> Iterator[str]:
-    """The API of a server that lasts as long as the tests of this folder."""
+    """API URL of a server that runs for all tests of this folder."""
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
     from malt.hosting.prefect_server import cached_database, copy_database
 
-    folder = tempfile.mkdtemp()  # which the harness removes
-    copy_database(cached_database(), Path(folder, "prefect-test.db"))  # else it makes its own: 3 s of CPU
+    folder = tempfile.mkdtemp()  # the harness removes it
+    copy_database(cached_database(), Path(folder, "prefect-test.db"))  # saves the server 3 s of CPU
     with pytest.MonkeyPatch.context() as environment:
         environment.setattr("prefect.testing.utilities.mkdtemp", lambda: folder)
         for name, value in PRIVATE.items():
@@ -60,7 +60,7 @@ def api_url() -> Iterator[str]:
         with prefect_test_harness(server_startup_timeout=600):
             yield PREFECT_API_URL.value()
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()  # the last of the sockets below
+        gc.collect()  # closes the last of the sockets below
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""What a run sends and costs, by the provider's own count: first, again, changed, failing and healed."""
+"""Requests and cost of a run by the provider's own count: first, repeated, changed, failing and healed."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,9 +19,9 @@ from tests.mishaps import Asked
 from tests.providers import ScriptedProvider, answering
 
 NODES = {"generator": 3, "verifier": 9, "refiner": 27}
-"""Completions of one question at three samples a node."""
+"""Number of completions for one question at three samples a node."""
 SHORT = tuple(f"--set=roles.{role}.max_tokens=40" for role in REQUESTS)
-"""Completions of about their real length, so that a worst case is near what a tree takes."""
+"""Overrides that cap completions near their real length, so that the worst case is near a tree's real cost."""
 FAILING = ("What is 4 + 10?", "What is 6 + 10?")
 
 
@@ -31,7 +31,7 @@ def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
 
 
 def requests(provider: ScriptedProvider, since: int = 0) -> Counter[str]:
-    """Count what the provider was sent, by role."""
+    """Count the requests to the provider, by role."""
     return Counter(asked.model for asked in provider.requests[since:])
 
 
@@ -70,7 +70,7 @@ def test_a_judge_is_asked_once_for_every_answer_that_differs(
     assert sum(ran.summary.outcomes.values()) == 27 * 2
 
 
-def test_what_is_changed_is_all_that_is_asked_for_and_makes_a_version(
+def test_a_changed_config_requests_only_new_samples_and_makes_a_version(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
     first, asked = malt("run", config).summary, provider.request_count
@@ -92,7 +92,7 @@ def test_what_is_changed_is_all_that_is_asked_for_and_makes_a_version(
     assert (grown.code, grown.summary.version) == (0, 4)
 
 
-def test_questions_that_fail_are_left_out_and_said_and_healed_they_make_the_dataset_of_a_run_that_never_failed(
+def test_failed_questions_are_left_out_and_a_successful_rerun_gives_the_undisturbed_dataset(
     malt: Malt, config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
@@ -121,7 +121,7 @@ def test_questions_that_fail_are_left_out_and_said_and_healed_they_make_the_data
 
 
 def incomplete(version: str | None) -> set[str]:
-    """The questions of a version whose trees are not in it."""
+    """Return the questions of a version whose trees are incomplete."""
     opened = open_version(str(version))
     grown = set(opened.trajectories["question_id"])
     listed = opened.questions
@@ -130,7 +130,7 @@ def incomplete(version: str | None) -> set[str]:
 
 
 def reasons_in_store(version: str | None) -> set[str]:
-    """The requests' reasons that the store keeps, by question."""
+    """Return the questions for which the store keeps a request's error."""
     with Store(Settings().store) as store:
         rows = store.rows(open_version(str(version)).questions["question_id"])
     failed = {row.question_id for row in rows.values() if row.error and row.response is None}
@@ -156,7 +156,7 @@ def test_assemble_leaves_out_what_is_not_stored(malt: Malt, config: Path, provid
 def test_a_run_that_reaches_its_cap_stops_with_exit_3_and_goes_on_when_it_is_raised(
     malt: Malt, tmp_path: Path, provider: ScriptedProvider
 ) -> None:
-    """Batches that have not begun when the cap is reached must not begin to spend."""
+    """Batches that have not started when the cap is reached must not start to spend."""
     provider.cost_usd = 0.001
     priced = [f"--set=roles.{role}.model=openai/gpt-4o-mini" for role in REQUESTS]
     config = write_config(tmp_path, provider, questions=300)
@@ -176,7 +176,7 @@ def test_a_run_that_reaches_its_cap_stops_with_exit_3_and_goes_on_when_it_is_rai
 def test_a_budget_for_few_trees_makes_a_dataset_of_whole_ones(
     malt: Malt, config: Path, provider: ScriptedProvider, tracking: str
 ) -> None:
-    """Eight questions are there, and tokens for some four: money goes into trees that are finished."""
+    """There are eight questions and tokens for about four: money goes into trees that are finished."""
     stopped = malt("run", config, "-s", "limits.max_tokens_total=20000", "-s", f"run.tracking={tracking}", *SHORT)
     assert stopped.code == 3
     assert "limits.max_tokens_total = 20000 is reached" in stopped.stderr
@@ -190,7 +190,7 @@ def test_a_budget_for_few_trees_makes_a_dataset_of_whole_ones(
 
 
 @pytest.mark.parametrize("tracking", ["shard", "branch"])
-def test_adaptive_growth_publishes_a_version_that_holds_and_full_growth_pays_the_difference(
+def test_adaptive_growth_publishes_a_version_that_verifies_and_full_growth_pays_the_difference(
     malt: Malt, config: Path, provider: ScriptedProvider, tracking: str
 ) -> None:
     provider.script = answering({}, right=0.9)
@@ -217,4 +217,4 @@ def test_a_leaf_that_adaptive_growth_would_not_have_asked_for_is_found(
         update={"config": full.manifest.config | {"growth": {"mode": "adaptive", "confidence": 0.6}}}
     )
     write_manifest(told, full.path)
-    assert any("has not the nodes that its config asks for" in problem for problem in verify(open_version(full.path)))
+    assert any("its nodes are not those of its config" in problem for problem in verify(open_version(full.path)))

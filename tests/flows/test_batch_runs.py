@@ -1,4 +1,4 @@
-"""`malt run` in batch mode, as a process that is killed, interrupted or told not to wait: nothing is paid twice."""
+"""`malt run` in batch mode, as a process that is killed, interrupted or does not wait: nothing is paid for twice."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.mishaps import hang
 QUESTIONS = 3
 BATCH = ("-s", "run.mode=batch", "-s", "run.tracking=auto")
 LISTED = {"generator": "gpt-4o-mini", "verifier": "gpt-4o", "refiner": "gpt-4.1-nano"}
-"""Models of which LiteLLM knows the prices, direct and in batches."""
+"""Models whose direct and batch prices LiteLLM knows."""
 
 
 @pytest.fixture
@@ -86,7 +86,9 @@ def test_ctrl_c_leaves_the_batch_where_it_is(malt: Malt, config: Path, provider:
     assert len(provider.items) == 13 * QUESTIONS
 
 
-def test_a_run_that_is_not_to_wait_comes_again(malt: Malt, config: Path, provider: BatchProvider) -> None:
+def test_a_run_with_wait_switched_off_is_resumed_by_the_next_one(
+    malt: Malt, config: Path, provider: BatchProvider
+) -> None:
     provider.stages = ["in_progress", "completed"]
     codes = []
     for _ in range(10):
@@ -101,7 +103,7 @@ def test_a_run_that_is_not_to_wait_comes_again(malt: Malt, config: Path, provide
     assert (ran.summary.version, ran.summary.complete) == (1, QUESTIONS)
 
 
-def test_a_direct_run_is_refused_what_is_under_way(
+def test_a_direct_run_is_refused_items_in_flight(
     malt: Malt, config: Path, provider: BatchProvider, capfd: pytest.CaptureFixture[str]
 ) -> None:
     provider.stages = ["in_progress", "completed"]
@@ -114,7 +116,7 @@ def test_a_direct_run_is_refused_what_is_under_way(
     assert malt("run", config, *BATCH).code == 0
 
 
-def test_the_judge_of_assemble_is_refused_what_is_under_way(
+def test_the_judge_of_assemble_is_refused_items_in_flight(
     malt: Malt, config: Path, provider: BatchProvider, capfd: pytest.CaptureFixture[str]
 ) -> None:
     judge = (

@@ -1,7 +1,7 @@
-"""Caps of whole runs under replies that are billed and come to nothing: never passed.
+"""Caps of whole runs under replies that are billed but unusable: they are never exceeded.
 
-A case of cases/budgets.jsonl says what every so many requests get. What the provider bills for those is the most that
-may have been generated; of the others, what it says.
+A case of cases/budgets.jsonl gives every n-th request a fault. The bill of such a request is the most that may have
+been generated; the bill of the others is their reported usage.
 """
 
 import json
@@ -22,7 +22,7 @@ CASES: list[Case] = [
 ]
 CAP_TOKENS, CAP_USD, MOST_TOKENS = 9_000, 0.004, 100
 GPT_4O_MINI_USD = (0.15e-6, 0.6e-6)
-"""For a token of the prompt, and of the answer."""
+"""Price in dollars of a token of the prompt, and of the answer."""
 FREE = {429, 500}
 
 
@@ -32,14 +32,14 @@ def worst(asked: Asked) -> dict[str, int]:
 
 
 def parts(asked: Asked) -> Fault:
-    """Answer as some servers do: content as a list."""
+    """Answer with the content as a list, as some servers do."""
     message = {"role": "assistant", "content": [{"type": "text", "text": 5}]}
     choices = [{"index": index, "message": message, "finish_reason": 7} for index in range(asked.count)]
     return Fault(text=json.dumps({"id": 1, "object": "x", "choices": choices, "usage": worst(asked)}))
 
 
 def nonsense(asked: Asked) -> Fault:
-    """Answer well, and count wrongly."""
+    """Answer correctly with a wrong usage."""
     usage: object = ({"prompt_tokens": -9, "completion_tokens": "many"}, [], {"total_tokens": 1e308}, "free")[
         asked.number % 4
     ]
@@ -69,7 +69,7 @@ def fault_of(name: str, asked: Asked) -> Fault:
 
 
 class Bill:
-    """What a provider bills for the faults of a case."""
+    """Faults of a case, and the provider's bill for them."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.tokens, self.usd = case, 0, 0.0
@@ -86,7 +86,7 @@ class Bill:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-def test_a_cap_is_never_passed_whatever_comes(
+def test_a_cap_is_never_exceeded_whatever_the_replies(
     case: Case, provider: ScriptedProvider, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     bill = Bill(case)

@@ -1,4 +1,4 @@
-"""`evaluate` under Prefect: the same version as without it, and artifacts that tell of it."""
+"""`evaluate` under Prefect: the same version as without it, and artifacts with its figures."""
 
 import asyncio
 from pathlib import Path
@@ -35,7 +35,7 @@ async def read_artifact(key: str) -> str:
 
 
 def test_a_run_keeps_to_the_limits_of_all_its_systems_models(tmp_path: Path, provider: ScriptedProvider) -> None:
-    """Each of the four models is asked one thing at a time; the answer before may still be on its way."""
+    """Each of the four models gets one request at a time; its previous answer may still be on the wire."""
 
     async def run() -> State[Any]:
         async with get_client() as client:
@@ -51,7 +51,7 @@ def test_a_run_keeps_to_the_limits_of_all_its_systems_models(tmp_path: Path, pro
     assert provider.max_in_flight <= 2 * 4
 
 
-def test_the_models_of_an_evaluation_are_those_who_take_part_and_their_fallbacks(
+def test_the_models_of_an_evaluation_are_those_of_its_systems_and_their_fallbacks(
     tmp_path: Path, provider: ScriptedProvider
 ) -> None:
     declared = planted_spec(tmp_path, provider, '[evaluate.systems.alone]\nroles = ["generator"]\n')

@@ -1,4 +1,4 @@
-"""Where batches run: threads, processes and Dask workers make the same dataset, each within its share of the limits."""
+"""Task runners: threads, processes and Dask workers make the same dataset, each within its share of the limits."""
 
 import importlib
 import json
@@ -49,7 +49,7 @@ def chosen(*overrides: str) -> list[str]:
 
 
 def digest(malt: Malt, config: Path, runner: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """Run in a data folder of its own, grading by mathematics, and return what came out."""
+    """Run in a separate data folder with the `math` grader; return the content digest."""
     monkeypatch.setenv("MALT_DATA_DIR", str(folder / runner))
     overrides = chosen(f"run.task_runner={runner}", "evaluator.kind=math", "limits.max_in_flight=4", *ONE_ENDPOINT)
     ran = malt("run", config, *overrides)
@@ -86,7 +86,7 @@ def test_there_are_no_more_processes_than_requests_in_flight(
 def test_a_cluster_of_ours_takes_no_code_of_others_and_shows_no_pages(
     provider: ScriptedProvider, tmp_path: Path
 ) -> None:
-    """Another user of the machine reaches its ports."""
+    """Other users of the machine can reach the ports of a local cluster."""
     distributed = pytest.importorskip("distributed")
     spec = load_spec(write_config(tmp_path, provider))
     with importlib.import_module("flows.dask_executor").start_cluster(0, spec, "run").runner as runner:
@@ -113,7 +113,7 @@ def test_once_a_batch_has_failed_no_more_are_looked_for(failure: Exception, told
     assert next(looked_for, None) is not None
 
 
-def test_what_several_machines_cannot_share_is_said_before_anything_is_asked(
+def test_a_store_or_scheduler_that_workers_cannot_reach_is_refused_before_any_request(
     capfd: pytest.CaptureFixture[str],
     provider: ScriptedProvider,
     tmp_path: Path,
@@ -134,7 +134,7 @@ def test_a_worker_that_could_not_take_part_says_why(provider: ScriptedProvider, 
     here, nowhere = serialize_prefect_settings(), f"http://127.0.0.1:{free_port()}/api"
     assert find_problem(spec, settings, here) is None
     with temporary_settings({PREFECT_API_URL: nowhere}):
-        assert f"no way to the run's Prefect server, {nowhere}" in (
+        assert f"cannot reach the run's Prefect server, {nowhere}" in (
             find_problem(spec, settings, serialize_prefect_settings()) or ""
         )
     roles = {
@@ -157,13 +157,13 @@ def test_a_worker_of_another_version_says_so() -> None:
 
 
 def refusal(capfd: pytest.CaptureFixture[str], config: Path, options: list[str]) -> str:
-    """What a run says that ends because of bad input."""
+    """Return the error message of a run that fails because of bad input."""
     assert exit_code(["run", str(config), *options]) == 2
     return capfd.readouterr().err
 
 
 class DaskCluster:
-    """A scheduler and worker processes, as people start them on machines of their own; a context manager."""
+    """A Dask scheduler and worker processes, started as a user would on other machines; a context manager."""
 
     def __init__(self, workers: int, environment: dict[str, str] | None = None) -> None:
         self.address = f"tcp://127.0.0.1:{free_port()}"
@@ -183,7 +183,7 @@ class DaskCluster:
         self._stack.close()
 
     def start_worker(self) -> Process:
-        """One process without a nanny: killed, it stays so."""
+        """Start a worker without a nanny, so that it is not restarted after a kill."""
         quiet = ("--no-nanny", "--no-dashboard", "--nthreads", "2", "--local-directory", os.environ["TMPDIR"])
         return self._start("worker", self.address, *quiet)
 
@@ -205,7 +205,7 @@ def end(process: Process) -> None:
 
 @pytest.fixture
 def database() -> Iterator[str]:
-    """The URL of an empty database on a server of its own."""
+    """URL of an empty database on a separate server."""
     pytest.importorskip("psycopg")
     if not Postgres.is_here():
         pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
@@ -270,14 +270,14 @@ def test_a_worker_process_that_is_killed_ends_the_run_in_one_sentence_and_the_ot
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes that work for a run."""
+    """Return the process ids of a run's workers."""
     return [
         each.pid for each in psutil.Process(pid).children(recursive=True) if "spawn_main" in " ".join(each.cmdline())
     ]
 
 
 def kill(pid: int) -> set[int]:
-    """Kill a process, and return the ports that it asked from."""
+    """Kill a process; return the local ports of its connections."""
     os.kill(pid, signal.SIGSTOP)
     process = psutil.Process(pid)
     while process.status() != psutil.STATUS_STOPPED:
@@ -288,34 +288,34 @@ def kill(pid: int) -> set[int]:
 
 
 AHEAD = 3
-"""Requests by which a process may be ahead of its rate: one that keeps time exactly, one after a moment that it missed,
-and one that was about to be sent while the machine did something else.
+"""Requests by which a process may exceed its rate: one at the exact start of a span, one that makes up for a missed
+moment, and one that was about to be sent while the machine was busy.
 """
 
 
 def most_above(per_second: float, times: Sequence[float]) -> float:
-    """The most requests in any span of time beyond what the rate gives it."""
+    """Return the largest excess of requests over the rate, in any span of time."""
     spans = ((first, last) for first in range(len(times)) for last in range(first, len(times)))
     return max(last - first + 1 - per_second * (times[last] - times[first]) for first, last in spans)
 
 
 ON_THE_WIRE_S = 1.0
-"""What was sent so shortly before a worker died may not have been written."""
+"""Answers sent within this time before a worker died may not have been stored."""
 
 
 def is_repeated(asked: Asked, had: dict[str, float]) -> bool:
-    """Whether a request came after its answer."""
+    """Whether a request was sent again after its answer."""
     return asked.at > had.get(json.dumps(asked.body, sort_keys=True), asked.at)
 
 
 def stored(config: Path) -> list[StoredSample]:
-    """What the store has of a config's questions."""
+    """Return the stored samples of a config's questions."""
     with Store(Settings().store) as store:
         rows = store.rows(question.question_id for question in read_questions(load_spec(config).questions))
     return list(rows.values())
 
 
 def lost(sent: Sequence[Sent], rows: Sequence[StoredSample], killed: set[int]) -> list[Sent]:
-    """The answers that are not in the store, as where one is paid for twice; not those to a process that was killed."""
+    """Return the answers that the store lacks, for example duplicates; those to killed processes do not count."""
     kept = {json.loads(row.response)["id"] for row in rows if row.response}
     return [each for each in sent if each.id not in kept and each.asked.port not in killed]

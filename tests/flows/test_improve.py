@@ -1,4 +1,4 @@
-"""`improve` under Prefect, from the command: its steps are flow runs of their own, and it is done once."""
+"""`improve` under Prefect, from the command line: each step is a flow run, and a second call repeats none."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def improve(config: Path, capfd: pytest.CaptureFixture[str]) -> Improvement:
 
 
 async def look(since: object) -> tuple[list[str], str]:
-    """Return which flows ran, and what the artifact says."""
+    """Return the names of the flows that ran, and the artifact's text."""
     async with get_client() as client:
         begun = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=since))
         runs = await client.read_flow_runs(flow_run_filter=begun)
@@ -33,7 +33,7 @@ async def look(since: object) -> tuple[list[str], str]:
     return sorted(run.name for run in runs), str(artifact.data)
 
 
-def test_the_command_runs_a_flow_of_flows_and_a_second_time_none_of_them(
+def test_the_command_runs_each_step_as_a_flow_and_repeats_none(
     tmp_path: Path, provider: ScriptedProvider, capfd: pytest.CaptureFixture[str]
 ) -> None:
     began = now("UTC")

@@ -1,4 +1,4 @@
-"""Two runs of one dataset at the same time: one waits for the other, however it ends; nothing is asked for twice."""
+"""Two runs of one dataset at once: one waits until the other ends in any way, and nothing is requested twice."""
 
 import json
 import math
@@ -30,19 +30,19 @@ from tests.providers import ScriptedProvider
 WAITS = "dataset sums: waiting for flow run sums"
 ALL = 13 * QUESTIONS
 _HEARD_AFTER_S = 3.0
-"""By then a run acts on a signal, and still waits for its answers."""
+"""Seconds after which a signalled run has begun to stop, and still waits for its answers."""
 
 
 @pytest.fixture
 def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
-    """A dataset whose provider keeps all requests waiting, so that its run goes on until it is let."""
+    """Config whose provider holds all requests, so that a run lasts until the test releases them."""
     provider.holds = True
     return write_config(tmp_path, provider)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store of either kind."""
+    """Store in SQLite or in PostgreSQL."""
     if request.param == "postgresql":
         monkeypatch.setenv("MALT_STORE_URL", request.getfixturevalue("postgres"))
 
@@ -56,18 +56,18 @@ def two_runs(
     *options: str,
     asked: int = QUESTIONS,
 ) -> Iterator[tuple[Process, "Future[Ran]"]]:
-    """A run that has asked for its first answers, and another one, in this process, that waits for it."""
+    """Yield a run that has sent its first requests, and a second one, in this process, that waits for it."""
     with start(config, "--json", *options) as first, ThreadPoolExecutor(1) as pool:
         try:
             wait_for_requests(provider, asked, first)
             second = pool.submit(copy_context().run, malt, "run", config)
-            wait_until_told(caplog, second)
+            wait_until_second_waits(caplog, second)
             yield first, second
         finally:
             provider.holds, provider.holds_from = False, math.inf
 
 
-def wait_until_told(caplog: pytest.LogCaptureFixture, run: "Future[Any]") -> None:
+def wait_until_second_waits(caplog: pytest.LogCaptureFixture, run: "Future[Any]") -> None:
     while WAITS not in caplog.text:
         assert not run.done(), run.result()
         time.sleep(0.05)
@@ -121,7 +121,7 @@ def test_answers_are_not_set_aside_under_a_run(
         wait_for_requests(provider, QUESTIONS, first)
         with ThreadPoolExecutor(1) as pool:
             rerunning = pool.submit(rerun_of, refresh=True, roles=[Role.REFINER])
-            wait_until_told(caplog, rerunning)
+            wait_until_second_waits(caplog, rerunning)
             provider.holds = False
             again = rerunning.result()
         summary = summary_of(first)
@@ -149,7 +149,7 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing_to_the_one_that_waits
     how: signal.Signals,
     option: str,
 ) -> None:
-    """A run that did not care would let go of the lock before it has its answers."""
+    """The stopped run must keep the lock until its answers have arrived."""
     if option.endswith(("dask", "ray")):
         pytest.importorskip(f"prefect_{option.rpartition('=')[2]}")
     provider.holds, provider.holds_from = False, 20
@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing_to_the_one_that_waits
 
 
 def states_of_flow_runs() -> list[str]:
-    """How the two latest runs that the server knows ended."""
+    """Return the state types of the server's two latest flow runs."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=2)
     return [run.state_type.value for run in runs if run.state_type is not None]

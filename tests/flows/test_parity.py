@@ -1,4 +1,4 @@
-"""One engine: Python, the command line without Prefect, and the flows make the same version of the same answers."""
+"""One engine: Python, the command line without Prefect, and the flows make the same version from the same answers."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ WAYS: dict[str, Way] = {
 
 @pytest.fixture
 def config(tmp_path: Path, provider: BatchProvider) -> Path:
-    """Three sums, half of whose answers go to a judge; no price is known, so that batches cost what requests cost."""
+    """Config of three sums, half of them judged; prices are unknown, so that batches cost as much as requests."""
     provider.script = lambda asked, sample: (
         judgement(len(asked.prompt) % 10 / 10) if asked.model == "evaluator" else answering({})(asked, sample)
     )
@@ -60,13 +60,13 @@ def config(tmp_path: Path, provider: BatchProvider) -> Path:
 
 
 def without_the_way(manifest: Manifest) -> dict[str, Any]:
-    """A manifest less what tells when, how and by which run it was made."""
-    told = manifest.model_dump(mode="json", exclude={"created_at", "files"})
-    told["config"].pop("run")
-    for entry in told["ledger"]:
+    """Return a manifest without the time, way and run of its making."""
+    rest = manifest.model_dump(mode="json", exclude={"created_at", "files"})
+    rest["config"].pop("run")
+    for entry in rest["ledger"]:
         entry.pop("run")
     rows = {name: (file.rows, file.rows_sha256) for name, file in manifest.files.items() if file.rows_sha256}
-    return told | {"rows": rows}
+    return rest | {"rows": rows}
 
 
 def test_every_way_makes_the_same_manifest_usage_and_cost_included(

@@ -1,4 +1,4 @@
-"""`malt run` as a process: what it prints, which server it uses, and that nothing it waits for keeps it from ending."""
+"""`malt run` as a process: its output, its Prefect server, and that it stops soon whatever it waits for."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from tests.forking import MALT, PROJECT, Process
 from tests.providers import ScriptedProvider
 
 STOP_LIMIT_S = 120.0
-"""On a busy machine; it is less than ten on one that is not, and for ever where nobody acts on the signal."""
+"""Limit for a busy machine; an idle one takes less than 10 s, a run that ignores the signal never ends."""
 STARTS_WITHIN_S = 300.0
 
 
@@ -35,7 +35,7 @@ def test_a_run_with_a_server_of_its_own_prints_its_summary_and_nothing_else(
     config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PREFECT_API_URL")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # a proxy is not for what runs on this machine
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # must not be used for local servers
     command = [str(Path(sys.executable).parent / "malt"), "run", str(config), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=STARTS_WITHIN_S, check=False)
     summary = RunSummary.model_validate(json.loads(done.stdout))

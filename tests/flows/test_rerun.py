@@ -1,4 +1,4 @@
-"""`rerun`: part of a dataset is asked for again; what was set aside is kept, and nothing is asked for twice."""
+"""`rerun`: part of a dataset is requested again; replaced answers are kept, and nothing is requested twice."""
 
 import asyncio
 from collections import Counter
@@ -27,19 +27,19 @@ QUESTIONS = 3
 
 @pytest.fixture
 def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
-    """A dataset of three questions, grown once."""
+    """Config of a dataset of three questions that was grown once."""
     path = write_config(tmp_path, provider, QUESTIONS)
     ended(generate, load_spec(path))
     return path
 
 
 def rerun_of(**parameters: object) -> RunSummary:
-    """Run the flow to its end; raises what it raised."""
+    """Run the flow to its end; raise its error."""
     return ended(rerun, name="sums", **parameters)
 
 
 def ended(flow: Any, *arguments: object, **parameters: object) -> RunSummary:  # noqa: ANN401 - a flow, whose types do not know return_state
-    """Run a flow in this process as a new one would."""
+    """Run a flow in this process as a new process would."""
 
     async def result() -> Any:  # noqa: ANN401
         state = await flow(*arguments, **parameters, return_state=True)
@@ -92,7 +92,7 @@ def test_a_refreshed_role_of_one_question_is_asked_anew_and_the_rest_is_not(prov
 
 
 @pytest.mark.usefixtures("config")
-def test_what_grows_below_a_refreshed_answer_follows(provider: ScriptedProvider) -> None:
+def test_a_refreshed_answer_regrows_its_subtree(provider: ScriptedProvider) -> None:
     before = provider.request_count
     rerun_of(questions=(first_question(),), roles=(Role.GENERATOR,), refresh=True)
     asked = asked_since(provider, before)
@@ -134,7 +134,7 @@ def test_a_role_that_is_named_is_all_that_is_asked(provider: ScriptedProvider, t
     assert summary.failed_branches == 9 * QUESTIONS
 
 
-def test_what_is_not_there_is_said(config: Path, provider: ScriptedProvider) -> None:
+def test_a_missing_question_or_another_dataset_s_config_is_refused(config: Path, provider: ScriptedProvider) -> None:
     before = provider.request_count
     with pytest.raises(QuestionError, match=r"no question 'q0000' in the dataset; .*questions\.parquet lists them"):
         rerun_of(questions=("q0000",))

@@ -1,4 +1,4 @@
-"""Limits that were set in Prefect's UI: runs share them, and say what they wait for."""
+"""Concurrency limits set in Prefect's UI: runs share them, and show what they wait for."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,13 +17,13 @@ from tasks.slots import hold_slots, limit_name
 
 MODEL = limit_name("openai/Tests 4.1")
 SHOWN = "malt-openai-Tests-4.1"
-"""As somebody wrote it in the UI."""
+"""The limit's name as a user typed it in the UI."""
 HANGS_S = 300
 
 
 @flow
 async def hold(ids: asyncio.Queue[str], holds: asyncio.Event, release: asyncio.Event) -> tuple[int, int]:
-    """Return how many slots it was given, and how many were taken then."""
+    """Hold slots until `release`; return how many this run got, and how many were taken in all."""
     ids.put_nowait(str(flow_run.id))
     async with hold_slots([MODEL, "malt-not-there"], 64) as most:
         taken = await read_taken()
@@ -82,13 +82,13 @@ def test_a_run_takes_a_slot_a_request_of_its_models_limit_and_the_next_one_waits
     asyncio.run(run_two_after_each_other())
 
 
-def test_limits_that_the_server_does_not_tell_are_not_taken_for_none(api_url: str) -> None:
+def test_a_server_that_does_not_list_its_limits_fails_the_run(api_url: str) -> None:
     async def hold_any() -> None:
         async with hold_slots([MODEL], 1):
             pass
 
     with (
         temporary_settings({PREFECT_API_URL: f"{api_url}/elsewhere"}),
-        pytest.raises(PrefectLost, match="does not tell of the concurrency limits that bound this run"),
+        pytest.raises(PrefectLost, match="does not answer about the concurrency limits of this run"),
     ):
         asyncio.run(hold_any())

@@ -1,4 +1,4 @@
-"""The storage of answers, saved by runs that begin at the same moment."""
+"""The answer storage block, saved by several runs that start at the same moment."""
 
 import asyncio
 from contextlib import suppress
@@ -12,7 +12,7 @@ RUNS = 8
 
 
 async def save_together() -> list[AnswerStorage]:
-    """Save it at once by several, on a server that has never heard of it."""
+    """Save the block several times at once, on a server that does not know its type."""
     async with get_client() as client:
         with suppress(ObjectNotFound):
             kind = await client.read_block_type_by_slug("malt-answers")
@@ -20,5 +20,5 @@ async def save_together() -> list[AnswerStorage]:
     return await asyncio.gather(*(save_answer_storage() for _ in range(RUNS)))
 
 
-def test_runs_that_begin_together_do_not_stumble_over_what_they_all_save() -> None:
+def test_runs_that_start_together_can_all_save_the_storage() -> None:
     assert len(asyncio.run(save_together())) == RUNS

@@ -1,4 +1,4 @@
-"""What Prefect shows of a run: task runs for branches or batches, with states and edges; its own state; artifacts."""
+"""A run in Prefect's UI: task runs for branches or batches with states and edges, the run's state, and artifacts."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ from tests.providers import ScriptedProvider
 BRANCH = ("-s", "run.tracking=branch")
 SHARD = ("-s", "run.tracking=shard")
 RECORDED_WITHIN_S = 300.0
-"""The server records task runs in batches, a second or so after they ended."""
+"""Limit in seconds: the server records task runs in batches, about a second after they end."""
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def states(task_runs: Mapping[str, TaskRun]) -> Counter[tuple[str, str | None]]:
 
 
 def parents(task_run: TaskRun, task_runs: Mapping[str, TaskRun]) -> set[str]:
-    """The task runs that one waited for or took something from, by name."""
+    """Return the names of the task runs that are inputs of this one."""
     names = {each.id: name for name, each in task_runs.items()}
     inputs = [each for taken in task_run.task_inputs.values() for each in taken]
     return {names[each.id] for each in inputs if isinstance(each, TaskRunResult)}
@@ -153,7 +153,7 @@ def test_a_failed_branch_is_red_with_its_reason_and_the_rest_goes_on(
     assert (ran.summary.version, ran.summary.complete) == (1, 1)
 
 
-def test_a_healed_rerun_shows_what_was_missing_among_what_is_cached(
+def test_a_successful_rerun_shows_missing_branches_among_cached_ones(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
     provider.faults = mishaps.when(lambda asked: asked.number == 5, mishaps.context_overflow())
@@ -170,7 +170,7 @@ def test_a_healed_rerun_shows_what_was_missing_among_what_is_cached(
 
 
 def test_a_branch_waits_for_an_endpoint_that_comes_back(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
-    """Its request was given up after five attempts; the outer net tries once more after a pause that the UI shows."""
+    """The request is given up after five attempts; Prefect retries the task once after a pause that the UI shows."""
     provider.faults = mishaps.when(
         lambda asked: asked.model == "generator" and asked.attempt < 5, mishaps.server_error(503)
     )
@@ -187,16 +187,14 @@ def test_a_branch_waits_for_an_endpoint_that_comes_back(malt: Malt, config: Path
 PLAYED = ("generator", "verifier", "refiner")
 
 
-def test_siblings_that_were_had_hang_below_a_branch_that_failed(
-    malt: Malt, config: Path, provider: ScriptedProvider
-) -> None:
-    """The provider gives one sample a request, and one of three never comes."""
+def test_received_siblings_hang_below_a_failed_branch(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    """The provider returns one sample a request, and one of three always fails."""
     provider.siblings = "ignored"
     provider.faults = mishaps.when(
         lambda asked: asked.model == "generator" and asked.number == 2, mishaps.context_overflow()
     )
     ran = malt("run", config, *BRANCH, "--limit", 1)
-    _, task_runs = tracked(1 + 3 + 9 + 1 + 1)  # all have ended
+    _, task_runs = tracked(1 + 3 + 9 + 1 + 1)  # all task runs have ended
     counted = states(task_runs)
     assert counted["generator", "Failed"] == 1
     assert (counted["verifier", "Completed"], counted["verifier", "NotReady"]) == (2, 1)
@@ -266,7 +264,7 @@ def test_a_run_that_misses_nothing_leaves_no_table_of_failures(malt: Malt, confi
 
 
 @pytest.mark.parametrize("tracking", [BRANCH, SHARD], ids=["branch", "shard"])
-def test_progress_ends_at_what_was_had(malt: Malt, config: Path, tracking: tuple[str, ...]) -> None:
+def test_progress_ends_at_the_number_of_received_samples(malt: Malt, config: Path, tracking: tuple[str, ...]) -> None:
     malt("run", config, *tracking)
     with get_client(sync_client=True) as client:
         progress = artifacts(last_flow_run(client))["sums-progress"]
@@ -297,7 +295,7 @@ def test_our_own_fault_fails_the_run_and_exits_2_in_one_line(
         assert state_of(last_flow_run(client)).is_failed()
 
 
-def test_a_block_that_is_not_there_is_said_and_nobody_is_asked(
+def test_a_missing_block_is_reported_before_any_request(
     config: Path, provider: ScriptedProvider, capfd: pytest.CaptureFixture[str]
 ) -> None:
     role = "--set=roles.generator"

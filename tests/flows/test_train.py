@@ -1,4 +1,4 @@
-"""`train`: a task run a role; what is trained is known by what it was trained from."""
+"""`train`: one task run for each role; a trained role is identified by its inputs."""
 
 import asyncio
 import shutil
@@ -36,12 +36,12 @@ def test_the_flow_trains_a_role_a_task_and_nothing_twice(
     again = asyncio.run(asyncio.wait_for(train_while_another_publishes(settings, caplog), HANGS_S))
     assert (again.content_sha256, again.created) == (first.content_sha256, False)
     assert all(role.cached for role in again.roles.values())
-    shutil.rmtree(settings.models_dir)  # Prefect's cache still knows the roles, whose files are gone
+    shutil.rmtree(settings.models_dir)  # the files are gone; Prefect's cache still has the roles
     assert asyncio.run(train("sums")).content_sha256 == first.content_sha256
 
 
 async def cancel_once_it_trains(settings: Settings) -> None:
-    """Cancel a training as *Cancel* and *Suspend* do; its process ends with it."""
+    """Cancel a training as *Cancel* and *Suspend* do; its process ends too."""
     training = asyncio.create_task(train("sums"))
     while not (started := find_workers()):
         assert not training.done()
@@ -55,7 +55,7 @@ async def cancel_once_it_trains(settings: Settings) -> None:
 
 
 def find_workers() -> list[psutil.Process]:
-    """The training processes among the children of this one, of which others may end at any time."""
+    """Return the training processes among this one's children, any of which may end meanwhile."""
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
@@ -64,7 +64,7 @@ def find_workers() -> list[psutil.Process]:
 
 
 async def train_while_another_publishes(settings: Settings, caplog: pytest.LogCaptureFixture) -> TrainSummary:
-    """Train beside one that has the lock, and publishes all there is to train before it lets go."""
+    """Train while another caller holds the lock, and publishes every role before it releases the lock."""
     hidden = settings.models_dir.rename(settings.models_dir.with_name("hidden"))
     async with hold_run_lock("train-sums", settings, "the first"):
         second = asyncio.create_task(train("sums"))

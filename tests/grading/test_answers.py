@@ -1,4 +1,4 @@
-"""Reading the final answer: every row of the tables is graded in test_graders; here are the rules behind them."""
+"""Rules for reading the final answer; test_graders.py grades the tables of cases."""
 
 import time
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def test_fractions_and_mixed_numbers_are_exact(whole: int, part: int, parts: int
 
 
 @given(st.text(), st.integers(-1000, 1000), st.sampled_from(MARKS[:5]), st.sampled_from(MARKS), st.integers(0, 10))
-def test_what_comes_before_the_last_marked_answer_is_ignored(
+def test_text_before_the_last_marked_answer_is_ignored(
     before: str,
     number: int,
     mark: Callable[[str], str],
@@ -102,7 +102,7 @@ def test_what_comes_before_the_last_marked_answer_is_ignored(
 
 
 @given(st.text(), st.sampled_from("ABCDE"), st.sampled_from(MARKS[:4]), st.sampled_from("ABCDE"))
-def test_what_comes_before_the_last_marked_letter_is_ignored(
+def test_text_before_the_last_marked_letter_is_ignored(
     before: str, letter: str, mark: Callable[[str], str], decoy: str
 ) -> None:
     last = "\n" + mark(letter)

@@ -1,4 +1,4 @@
-"""Grading: the tables of cases, the cascade, and what graders do when they cannot grade."""
+"""Grading: the tables of cases, the cascade, and graders that cannot grade an answer."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ async def test_no_answer_counts_as_wrong() -> None:
     assert (result.outcome, result.answer, result.reward) == (Outcome.UNANSWERED, None, 0.0)
 
 
-def test_a_truncated_reply_is_graded_by_nobody() -> None:
+def test_a_truncated_reply_is_not_graded() -> None:
     result = truncated_grade()
     assert (result.outcome, result.grader, result.reward) == (Outcome.TRUNCATED, "none", 0.0)
 
@@ -97,7 +97,7 @@ async def test_a_long_answer_is_kept_shortened() -> None:
 
 @dataclass(frozen=True)
 class Scripted:
-    """A grader that says what it is told to."""
+    """A grader with a fixed verdict."""
 
     kind: str
     verdict: Verdict | None
@@ -209,6 +209,7 @@ def test_a_judge_that_is_named_must_be_given() -> None:
         ("not mathematics", ("math",), "is not mathematics"),
         ("\\frac{1}{", ("math",), "is not mathematics"),
         ("x^2 +", ("math",), "is not mathematics"),
+        ("\\frac{1}{\\text{", ("math",), "is not mathematics"),
         ("garage", ("choice",), "is neither a letter"),
         ("F", ("choice",), "is neither a letter"),
         ("Paris", ("number", "math"), "is not a number and is not mathematics"),
@@ -242,7 +243,7 @@ def test_a_reference_that_one_of_the_kinds_can_use_is_fine(ground_truth: str, ki
 
 
 def refusal(asked: Question, evaluator: EvaluatorSpec) -> str | None:
-    """Why a question's reference cannot be graded against."""
+    """Return the reason why a question's reference cannot be graded against, if any."""
     try:
         check_references([asked], evaluator)
     except GradingError as error:
@@ -329,7 +330,7 @@ async def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_
 # Nothing hangs, nothing raises.
 
 
-async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
+async def test_slow_and_huge_answers_are_unknown_while_a_thousand_others_are_graded() -> None:
     await graded("2", "\\boxed{\\frac{4}{2} + x}", "math")
     endless = " + ".join(f"\\binom{{1000000}}{{{500_000 - n}}}" for n in range(200))
     tower = asyncio.create_task(graded("9", f"Final Answer: {endless}", "math", timeout_s=2))

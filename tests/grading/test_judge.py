@@ -1,4 +1,4 @@
-"""The judge: what it is asked, how its replies are read, and what an answer cannot do to it."""
+"""The judge: its request, the reading of its replies, and answers that try to manipulate it."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def case_name(case: dict[str, JsonValue]) -> str:
 
 @dataclass
 class ScriptedJudge:
-    """Gives its replies in turn and keeps what it was asked."""
+    """A `Complete` that returns its replies in turn and records its requests."""
 
     replies: Sequence[str | MaltError]
     finish_reason: str = FinishReason.STOP
@@ -138,7 +138,7 @@ def test_a_reply_of_200_kilobytes_is_read_within_a_second(piece: str, opening: s
 
 
 class StyledReply(JudgeReply):
-    """A schema with a further score."""
+    """A schema with an additional score."""
 
     brevity_score: Score
 
@@ -162,7 +162,7 @@ def test_the_schema_carries_no_docstring_so_that_rewording_one_changes_no_key() 
     assert "description" not in json.dumps(StyledReply.model_json_schema())
 
 
-# What the judge is asked
+# The judge's request
 
 
 async def test_one_request_asks_for_the_schema_without_role_or_branch() -> None:
@@ -208,7 +208,7 @@ TURNS = re.compile(r"<\||<\uff5c|</?s>|\[/?INST\]|<</?SYS>>|<(start|end)_of_turn
 
 
 def skeleton(messages: Sequence[Message], tags: frozenset[str]) -> list[tuple[str, list[str]]]:
-    """The turns, and the prompt's own tags in each, as a lenient reader would see them."""
+    """Return the turns with the prompt's own tags in each, as a lenient parser would find them."""
     tag = rf"[<\uff1c]\W*(?:{'|'.join(tags)})\b"
     return [(role, re.findall(tag, content, re.IGNORECASE)) for role, content in messages]
 

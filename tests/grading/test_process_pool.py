@@ -1,4 +1,4 @@
-"""The pool of killable processes, with functions of the standard library as its work."""
+"""The pool of killable processes, running functions of the standard library."""
 
 import asyncio
 import math
@@ -129,7 +129,7 @@ def eventually_gone(pid: int) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether it runs; one that has ended but that nobody waited for does not."""
+    """Whether a process runs; a zombie does not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return bool(state) and not state.startswith("Z")
 

@@ -1,4 +1,4 @@
-"""Which graders are suggested, and that nothing is graded before some are chosen."""
+"""Suggested graders, and the refusal of a run without any."""
 
 import pytest
 

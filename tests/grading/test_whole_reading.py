@@ -1,4 +1,4 @@
-"""No false reward: what was not read whole, or differs in one place, is never right. Properties for each fault."""
+"""No false rewards: an answer that is only partly read, or differs in one place, is never right."""
 
 from contextlib import suppress
 
@@ -70,7 +70,7 @@ FURTHER = [
 
 @given(st.sampled_from(MATHEMATICS), st.sampled_from(FURTHER))
 @settings(deadline=None)
-def test_what_goes_on_after_an_answer_is_never_dropped(reference: str, rest: str) -> None:
+def test_text_after_an_answer_is_never_dropped(reference: str, rest: str) -> None:
     assert verdict(reference, reference + rest) in ("different", "unread")
 
 
@@ -175,7 +175,7 @@ def test_no_text_is_read_with_another_error_than_unread(signs: list[str]) -> Non
         assert read_math("".join(signs))
 
 
-def test_no_planted_answer_is_graded_against_what_it_is() -> None:
+def test_no_planted_wrong_answer_is_graded_right_and_hardly_any_right_one_is_missed() -> None:
     judged = [(each, verdict(each.reference, each.answer)) for each in planted(wrong_each=6, right_each=3)]
     assert {each.edit for each, _ in judged} <= {*WRONG, *RIGHT}
     assert [each for each, result in judged if not each.is_right and result == "equal"] == []

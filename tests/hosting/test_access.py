@@ -1,4 +1,4 @@
-"""Servers of ours are their user's alone: pages of others, DNS names turned here and other users get nothing."""
+"""Access to MALT's local servers: hostile pages, rebound DNS names and other users of the machine get nothing."""
 
 import asyncio
 import http.server
@@ -71,20 +71,20 @@ async function attack(root) {
 
 
 class Target(NamedTuple):
-    """A server of ours."""
+    """A local server of MALT."""
 
     root: str
     guarded: str
-    """A path that its user may ask for."""
+    """Path that only the server's user may request."""
     headers: dict[str, str]
-    """What makes that the user."""
+    """Headers that authenticate the user."""
     home: Path | None
-    """Where its authentication string is."""
+    """Folder with its authentication string; None for the embedded server, which has a fixed key."""
 
 
 @pytest.fixture(scope="module")
 def homes() -> Iterator[Path]:
-    """A folder that other users can enter."""
+    """Folder that other users can enter."""
     folder = Path(tempfile.mkdtemp(prefix="malt-access-"))
     folder.chmod(0o755)
     yield folder
@@ -115,14 +115,14 @@ def status(url: str, **headers: str) -> int:
         return error.code
 
 
-def test_only_who_has_the_key_is_answered(target: Target) -> None:
+def test_only_clients_with_the_key_are_answered(target: Target) -> None:
     url = target.root + target.guarded
     assert status(url) == 401
     assert status(url, Authorization=target.headers["Authorization"][:-4] + "AAAA") == 401
     assert status(url, **target.headers) == 200
 
 
-def test_a_name_that_was_turned_to_this_machine_gets_nothing(target: Target) -> None:
+def test_a_rebound_dns_name_gets_nothing(target: Target) -> None:
     port = target.root.rpartition(":")[2]
     assert status(target.root + target.guarded, Host=f"attacker.example:{port}") in (401, 403)
     if target.home is not None:
@@ -130,7 +130,7 @@ def test_a_name_that_was_turned_to_this_machine_gets_nothing(target: Target) -> 
         assert status(target.root + "/malt/sign-in", Host=f"attacker.example:{port}") == 403
 
 
-def test_a_request_from_a_page_of_another_origin_is_refused_whatever_it_knows(target: Target) -> None:
+def test_a_request_from_a_page_of_another_origin_is_refused_even_with_the_key(target: Target) -> None:
     if target.home is None:
         pytest.skip("the embedded server asks for its key alone")
     for origin in ("http://attacker.example", "null", "http://127.0.0.1:1", target.root.replace("http", "https")):
@@ -141,7 +141,7 @@ def test_a_request_from_a_page_of_another_origin_is_refused_whatever_it_knows(ta
 JUNK = ("x", "[]", b"\xff", '{"type": "auth", "token": 5}', '{"type": "auth", "token": "\u00e9"}', "[" * 100_000)
 
 
-def test_what_a_stranger_says_to_a_websocket_fills_no_log(target: Target) -> None:
+def test_junk_sent_to_a_websocket_leaves_no_traceback_in_the_log(target: Target) -> None:
     if target.home is None:
         pytest.skip("the embedded server has no websocket")
     log = target.home / "server.log"
@@ -162,7 +162,7 @@ def test_what_a_stranger_says_to_a_websocket_fills_no_log(target: Target) -> Non
     ("steps", "is_quiet"), [((), False), (("receive",), True), (("receive", "send"), False)], ids=str
 )
 def test_an_error_that_no_stranger_s_message_caused_is_raised(steps: tuple[str, ...], is_quiet: bool) -> None:
-    """A server that fails at once, at what it is told, and after it has let somebody in."""
+    """The application fails at once, after its first message, or after it has accepted the connection."""
     sent = []
 
     async def fail(_scope: access.Scope, receive: access.Receive, send: access.Send) -> None:
@@ -186,7 +186,7 @@ def test_an_error_that_no_stranger_s_message_caused_is_raised(steps: tuple[str, 
 
 @pytest.fixture(scope="module")
 def hostile_page(homes: Path) -> Iterator[str]:
-    """The address of a page that attacks what its fragment names."""
+    """URL of a page with a script that attacks a server."""
     (homes / "hostile").mkdir()
     (homes / "hostile" / "index.html").write_text(f"<!doctype html><script>{ATTACKS}</script>")
 
@@ -195,7 +195,7 @@ def hostile_page(homes: Path) -> Iterator[str]:
             super().__init__(*arguments, directory=str(homes / "hostile"))  # type: ignore[arg-type]
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its parent's name
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -212,7 +212,7 @@ def test_a_hostile_page_reads_and_changes_nothing(target: Target, hostile_page: 
 
 
 def as_another_user(work: Callable[[], object]) -> str:
-    """Do something as a user without rights, in a child process; return the error that it came to, if any."""
+    """Run a function as an unprivileged user in a child process; return its OSError as text, or nothing."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     reading, writing = os.pipe()
@@ -232,7 +232,7 @@ def as_another_user(work: Callable[[], object]) -> str:
         return said.read()
 
 
-def test_the_same_page_gets_into_a_server_as_it_comes(stock_server: str, hostile_page: str, tmp_path: Path) -> None:
+def test_the_same_page_gets_into_a_stock_server(stock_server: str, hostile_page: str, tmp_path: Path) -> None:
     root = stock_server.removesuffix("/api")
     with chromium(tmp_path / "profile") as page:
         page.open(hostile_page)
@@ -258,7 +258,9 @@ def test_the_printed_link_signs_in_to_prefects_ui_and_another_does_not(target: T
         wait_until(page, "document.body.innerText.startsWith('Not signed in')")
         assert page.js("localStorage.length") == 0
         page.open("about:blank")
-        page.call("Page.navigate", url=f"{target.root}/malt/sign-in#{string}")  # it leaves, maybe before it is loaded
+        page.call(
+            "Page.navigate", url=f"{target.root}/malt/sign-in#{string}"
+        )  # it redirects, maybe before it is loaded
         wait_until(page, "location.pathname.includes('dashboard') && document.body.innerText.includes('Deployments')")
         assert page.js("atob(localStorage.getItem('prefect-password'))") == string
         assert string not in page.js("location.href")
@@ -266,10 +268,10 @@ def test_the_printed_link_signs_in_to_prefects_ui_and_another_does_not(target: T
 
 
 def wait_until(page: Page, condition: str) -> None:
-    """Wait until a condition holds in a page, whichever page that is by then."""
+    """Wait until a condition holds in the page, which may redirect meanwhile."""
     deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:
-        with suppress(RuntimeError):  # it is just left for another
+        with suppress(RuntimeError):  # the page is just being replaced
             if page.js(condition):
                 return
         time.sleep(0.1)
@@ -294,7 +296,7 @@ def test_the_string_is_made_once_and_two_homes_have_two(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a Prefect server as it comes."""
+    """API URL of a stock Prefect server, without MALT's protection."""
     port = free_port()
     command = [
         sys.executable,
@@ -307,7 +309,7 @@ def stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     home = tmp_path_factory.mktemp("stock")
-    copy_database(cached_database(), home / "prefect.db")  # else it makes its own: 3 s of CPU
+    copy_database(cached_database(), home / "prefect.db")  # saves the server 3 s of CPU
     environment = {**outside, **PRIVATE, "PREFECT_HOME": str(home)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}/api"
@@ -333,7 +335,7 @@ def test_a_named_server_without_authentication_gets_one_line_of_warning(
     assert "\n" not in said
 
 
-def test_a_named_server_of_ours_gets_none(target: Target, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_named_server_of_malt_gets_no_warning(target: Target, caplog: pytest.LogCaptureFixture) -> None:
     if target.home is None:
         pytest.skip("it is no Prefect server")
     NamedServer(f"{target.root}/api").wait_until_ready()
@@ -367,7 +369,7 @@ def test_an_address_beyond_this_machine_is_served_under_its_own_name() -> None:
         ("0.0.0.0", "malt.example", "https://attacker.example/https://malt.example", False),
     ],
 )
-async def test_an_origin_is_own_where_it_is_the_address_that_is_asked(
+async def test_only_the_requested_address_is_accepted_as_origin(
     listens: str, host: str, origin: str, is_answered: bool
 ) -> None:
     statuses = []

@@ -1,4 +1,4 @@
-"""`malt doctor`: every thing that a run needs is tried once; what does not work is said with what to do."""
+"""`malt doctor`: everything that a run needs is tried once; failures are reported with their remedy."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_model_that_serves_two_roles_is_asked_once(config: Path, provider: Scr
     assert provider.request_count == 1
 
 
-def test_what_does_not_work_is_said_and_the_rest_is_tried(
+def test_failed_checks_are_reported_and_the_others_still_run(
     config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.key = "another"
@@ -53,4 +53,4 @@ def test_what_does_not_work_is_said_and_the_rest_is_tried(
     assert not told["prefect"][0]
     assert "unset the variable" in told["prefect"][1]
     assert told["store"][0]
-    assert told["questions and prompts"] == (True, "2 questions, every reference answer can be graded against")
+    assert told["questions and prompts"] == (True, "2 questions, each with a usable reference answer")

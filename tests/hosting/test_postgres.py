@@ -13,14 +13,14 @@ IS_ROOT = os.geteuid() == 0
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="PostgreSQL refuses root alone")
-def test_root_is_told_what_to_do(tmp_path: Path) -> None:
+def test_root_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="as another user, or name a server with PREFECT_SERVER_DATABASE_CONNECTION"):
         PostgresServer(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(IS_ROOT, reason="PostgreSQL does not run as root")
-def test_it_starts_where_only_its_user_reaches_it_and_starts_again_with_its_data(tmp_path: Path) -> None:
+def test_the_server_is_reachable_by_its_user_only_and_restarts_with_its_data(tmp_path: Path) -> None:
     psycopg = pytest.importorskip("psycopg")
     for number in range(2):
         server = PostgresServer(tmp_path / "home")

@@ -1,4 +1,4 @@
-"""A run's own Prefect server: it comes up, says why it does not, and never outlives the process that started it."""
+"""A run's private Prefect server: it starts or reports why it cannot, and never outlives the process that began it."""
 
 import os
 import shutil
@@ -41,12 +41,12 @@ database.execute(f"CREATE TABLE {sys.argv[2]} (x)")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 STOPPED_WITHIN_S = 120.0
-"""On a busy machine; one that is not told to stop never does."""
+"""Limit in seconds for a busy machine; a server that is not told to stop never does."""
 
 
 @pytest.fixture
 def environment() -> Iterator[None]:
-    """What a test changes in the environment of this process is put back."""
+    """Restore this process's environment after the test."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -73,7 +73,7 @@ def revision(database: Path) -> str:
 
 
 def rows(database: Path) -> int:
-    """Count the rows of all tables but that of the revision."""
+    """Count the rows of all tables except the revision's."""
     with closing(sqlite3.connect(database)) as reading:
         tables = [name for (name,) in reading.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return sum(int(reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]) for name in tables) - 1
@@ -81,7 +81,7 @@ def rows(database: Path) -> int:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database that set-up made, in a cache of its own where one lay that cannot be read."""
+    """Database made by set-up in a separate cache, in place of an unreadable file."""
     caches = tmp_path_factory.mktemp("caches")
     path = caches / "malt" / f"prefect-{version('prefect')}.db"
     path.parent.mkdir()
@@ -92,11 +92,11 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does_and_one_that_is_killed_comes_again(
+def test_two_servers_at_once_start_and_end_with_their_processes_and_a_killed_one_restarts(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share new records, a copy of what set-up made; one belongs to a process that is killed, the other is killed
-    itself: it is there again at its address, and knows who holds slots. A database that was there is not cached.
+    """Both use one new database, a copy of the one made by set-up. The process of one server is killed; the other
+    server is killed itself, restarts at its address and still knows the held slots. An existing database is not cached.
     """
     caches = shutil.copytree(kept.parents[1], tmp_path / "caches")
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
@@ -124,7 +124,7 @@ def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does_
 
 
 def kill_and_ask_again(server: PrefectServer) -> None:
-    """Take a slot, kill the server, and renew the slot at the one that takes its place."""
+    """Take a slot, kill the server, and renew the slot at the restarted server."""
     headers = auth_headers(server.auth_string)
     with httpx.Client(base_url=server.api_url, headers=headers, timeout=60) as client:
         client.post("/v2/concurrency_limits/", json={"name": "slots", "limit": 1}).raise_for_status()
@@ -137,17 +137,17 @@ def kill_and_ask_again(server: PrefectServer) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     renewal = f"{server.api_url}/v2/concurrency_limits/leases/{held.json()['lease_id']}/renew"
-    again = httpx.post(renewal, headers=headers, json={}, timeout=300)  # it is just starting
+    again = httpx.post(renewal, headers=headers, json={}, timeout=300)  # the server is just starting
     assert again.status_code == httpx.codes.NO_CONTENT
 
 
-def test_one_that_is_not_wanted_any_more_ends_before_it_is_up(tmp_path: Path) -> None:
+def test_a_server_that_is_stopped_while_it_starts_ends(tmp_path: Path) -> None:
     server = PrefectServer(tmp_path / "prefect")
     server.stop()
     assert not is_listening(server.api_url)
 
 
-def test_one_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("no database at all" * 100)
     server = PrefectServer(tmp_path)
     with pytest.raises(ConfigError, match=r"file is not a database.*server\.log.*PREFECT_API_URL") as failed:
@@ -157,7 +157,7 @@ def test_one_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_data_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_data_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     os.environ.pop("PREFECT_API_URL", None)
     (tmp_path / "data").write_text("a file")
     with pytest.raises(ConfigError, match=r"MALT_DATA_DIR = .*data.*choose a folder"):
@@ -165,7 +165,7 @@ def test_a_data_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+def test_a_named_server_that_does_not_answer_is_reported(tmp_path: Path) -> None:
     free = free_port()
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{free}/api"
     with pytest.raises(ConfigError, match=rf"PREFECT_API_URL = http://127.0.0.1:{free}/api.*unset"):
@@ -181,7 +181,7 @@ def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "prefect").exists()
 
 
-def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> None:
+def test_the_advice_on_a_lost_server_depends_on_its_owner(tmp_path: Path) -> None:
     error, named = ConnectionError("refused"), NamedServer("http://prefect:4200/api")
     own = PrefectServer(tmp_path)
     own.stop()
@@ -189,7 +189,7 @@ def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> N
     assert f"in the store: run again ({own.log} has" in describe_loss(own, error)
 
 
-def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: Path) -> None:
+def test_a_removed_database_s_leftover_journal_does_not_change_the_copy(tmp_path: Path) -> None:
     kept, new = tmp_path / "kept.db", tmp_path / "new.db"
     for path in (kept, new):
         subprocess.run([sys.executable, "-c", WRITES_AND_IS_KILLED, path, path.stem], check=False)
@@ -199,8 +199,8 @@ def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: P
         assert reading.execute("SELECT name FROM sqlite_master").fetchall() == [("kept",)]
 
 
-def test_where_nothing_can_be_kept_nothing_is_copied(tmp_path: Path) -> None:
-    """A server then makes its own, as it does where it cannot read what is kept."""
+def test_a_failed_copy_of_the_database_is_not_fatal(tmp_path: Path) -> None:
+    """The server then creates its database itself."""
     nowhere, own = tmp_path / "file" / "malt" / "prefect.db", tmp_path / "prefect.db"
     (tmp_path / "file").touch()
     sqlite3.connect(own).close()

@@ -1,4 +1,4 @@
-"""`malt serve`: real requests to the trio as one model, on loopback."""
+"""`malt serve`: real requests on loopback to the three roles as one model."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.errors import ConfigError
 from malt.evaluation.evaluate import evaluate
-from malt.hosting.serving import application, open_trio
+from malt.hosting.serving import application, claim_port, open_trio
 from tests import mishaps
 from tests.evaluation.planted import QUESTIONS, planted_spec
 from tests.providers import ScriptedProvider
@@ -31,13 +31,13 @@ def spec(tmp_path: Path, provider: ScriptedProvider) -> RunSpec:
 
 @pytest.fixture
 def client(spec: RunSpec) -> Iterator[httpx.Client]:
-    with served(spec) as made:
-        yield made
+    with served(spec) as opened:
+        yield opened
 
 
 @contextmanager
 def served(spec: RunSpec, system: str | None = None) -> Iterator[httpx.Client]:
-    """Serve on a free port for as long as the client is open."""
+    """Serve on a free port; stop when the client is closed."""
     listener = socket.create_server(("127.0.0.1", 0))
     app = application(open_trio(spec, system, Settings()), KEY)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
@@ -45,8 +45,8 @@ def served(spec: RunSpec, system: str | None = None) -> Iterator[httpx.Client]:
     thread.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     try:
-        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as made:
-            yield made
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as client:
+            yield client
     finally:
         server.should_exit = True
         thread.join()
@@ -88,18 +88,18 @@ def test_a_stream_ends_with_the_same_text_and_usage(client: httpx.Client) -> Non
     assert chunks[-1]["usage"] == whole["usage"]
 
 
-def test_what_was_evaluated_is_answered_from_the_store_with_the_same_accuracy(
+def test_evaluated_questions_are_answered_from_the_store_with_the_same_accuracy(
     spec: RunSpec, provider: ScriptedProvider
 ) -> None:
     summary = evaluate(spec).summary
-    asked = provider.request_count
+    requests_before = provider.request_count
     right = 0
     with served(spec, "plain") as client:
         for number in range(100, 100 + QUESTIONS):
             choices = ask(client, f"What is {number} + 10?", n=3).json()["choices"]
             right += sum(choice["message"]["content"].endswith(f"Final Answer: {number + 10}") for choice in choices)
     assert right / (3 * QUESTIONS) == pytest.approx(summary.systems["plain"].ma.accuracy)
-    assert provider.request_count == asked
+    assert provider.request_count == requests_before
 
 
 @pytest.mark.parametrize("text", ["What is 103 + 10?", "What is 103 + 10?\nA. 113\nB. 114"])
@@ -115,7 +115,7 @@ def test_a_question_with_choices_is_known_by_its_text_with_and_without_them(
     assert "B. 114" in provider.requests[0].prompt
 
 
-def test_a_text_that_two_questions_share_is_neither_of_them(spec: RunSpec) -> None:
+def test_a_text_that_two_questions_share_matches_neither(spec: RunSpec) -> None:
     assert spec.evaluate is not None
     assert spec.evaluate.questions is not None
     row = {"question": "What is 103 + 10?", "ground_truth": "A"}
@@ -125,7 +125,7 @@ def test_a_text_that_two_questions_share_is_neither_of_them(spec: RunSpec) -> No
         assert ask(client).json()["malt"]["question_id"] not in ("of-114", "of-115")
 
 
-def test_who_takes_no_part_is_not_asked(spec: RunSpec, provider: ScriptedProvider) -> None:
+def test_roles_outside_a_system_are_not_asked(spec: RunSpec, provider: ScriptedProvider) -> None:
     with served(spec, "alone") as client:
         assert client.get("/models").json()["data"][0]["id"] == "malt/alone"
         body = ask(client).json()
@@ -133,61 +133,66 @@ def test_who_takes_no_part_is_not_asked(spec: RunSpec, provider: ScriptedProvide
         assert provider.request_count == 1
 
 
-def test_a_question_it_does_not_know_is_asked_and_then_found_again(
+def test_a_new_question_is_asked_and_found_in_the_store_afterwards(
     client: httpx.Client, provider: ScriptedProvider
 ) -> None:
     first = ask(client, "What is 900 + 10?").json()
-    asked = provider.request_count
+    requests_before = provider.request_count
     assert ask(client, "What is 900 + 10?").json()["choices"] == first["choices"]
-    assert provider.request_count == asked == 3
+    assert provider.request_count == requests_before == 3
 
 
-def test_without_the_key_nobody_is_answered(client: httpx.Client, provider: ScriptedProvider) -> None:
+def test_a_client_without_the_key_is_refused(client: httpx.Client, provider: ScriptedProvider) -> None:
     client.headers["Authorization"] = "Bearer other"
     assert ask(client).status_code == 401
     assert client.get("/models").status_code == 401
     assert provider.request_count == 0
 
 
-def test_errors_are_told_as_clients_read_them(client: httpx.Client, provider: ScriptedProvider) -> None:
+def test_errors_have_the_shape_that_clients_expect(client: httpx.Client, provider: ScriptedProvider) -> None:
     assert "messages" in client.post("/chat/completions", json={}).json()["error"]["message"]
     assert ask(client, n=0).status_code == 400
     assert ask(client, " ").json()["error"]["message"] == "messages: the last user turn is empty"
-    provider.faults = lambda _asked: mishaps.bad_request("no such luck")
+    provider.faults = lambda _request: mishaps.bad_request("no such luck")
     refused = ask(client)
     assert (refused.status_code, "no such luck" in refused.json()["error"]["message"]) == (502, True)
 
 
-def test_an_empty_account_is_told_of_and_once_it_is_filled_the_trio_answers_again(
+def test_an_empty_account_gives_an_error_until_it_is_filled_again(
     client: httpx.Client, provider: ScriptedProvider
 ) -> None:
-    provider.faults = mishaps.when(lambda _asked: True, mishaps.payment_required())
+    provider.faults = mishaps.when(lambda _request: True, mishaps.payment_required())
     assert ask(client).status_code == 503
     provider.faults = None
     assert ask(client).status_code == 200
 
 
-def test_what_was_spent_before_an_account_was_empty_counts_towards_the_cap(
-    spec: RunSpec, provider: ScriptedProvider
-) -> None:
+def test_usage_before_the_account_was_empty_counts_towards_the_cap(spec: RunSpec, provider: ScriptedProvider) -> None:
     config = spec.as_config()
     for role in config["roles"].values():
         role["max_tokens"] = 50
     capped = RunSpec.model_validate({**config, "limits": {"max_tokens_total": 5_000}})
     with served(capped) as client:
-        before = count_answers(client, "Never empty.")
+        allowed = count_answers(client, "Never empty.")
     with served(capped) as client:
         assert ask(client, "First of all. What is 100 + 10?").status_code == 200
-        provider.faults = mishaps.when(lambda _asked: True, mishaps.payment_required())
+        provider.faults = mishaps.when(lambda _request: True, mishaps.payment_required())
         assert ask(client, "Refused. What is 101 + 10?").status_code == 503
         provider.faults = None
-        assert 1 + count_answers(client, "Filled anew.") == before > 2
+        assert 1 + count_answers(client, "Refilled.") == allowed > 2
 
 
-def count_answers(client: httpx.Client, about: str) -> int:
-    """Ask one question after the other until the cap is reached."""
-    texts = (f"{about} What is {100 + number} + 10?" for number in range(QUESTIONS))
+def count_answers(client: httpx.Client, prefix: str) -> int:
+    """Ask one question after another until the cap is reached; return the number of answers."""
+    texts = (f"{prefix} What is {100 + number} + 10?" for number in range(QUESTIONS))
     return next(number for number, text in enumerate(texts) if ask(client, text).status_code == 503)
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}: cannot listen on 127.0.0.1 .Address already in use"):
+            claim_port(port)
 
 
 def test_a_system_that_is_not_there_is_named(spec: RunSpec) -> None:
@@ -198,11 +203,11 @@ def test_a_system_that_is_not_there_is_named(spec: RunSpec) -> None:
 def test_a_request_is_read_up_to_a_bound_and_no_further(
     client: httpx.Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole = json.dumps({"messages": [{"role": "user", "content": "What is 103 + 10?"}]}).encode()
-    assert client.post("/chat/completions", content=b" " * 2**22 + whole).status_code == 413
+    body = json.dumps({"messages": [{"role": "user", "content": "What is 103 + 10?"}]}).encode()
+    assert client.post("/chat/completions", content=b" " * 2**22 + body).status_code == 413
     base = client.base_url
     with socket.create_connection((base.host, base.port or 0)) as broken:
         lines = ("POST /v1/chat/completions HTTP/1.1", "Host: h", f"Authorization: Bearer {KEY}", "Content-Length: 99")
         broken.sendall("\r\n".join([*lines, "", "{"]).encode())
-    assert client.post("/chat/completions", content=b" " * 2**21 + whole).status_code == 200
+    assert client.post("/chat/completions", content=b" " * 2**21 + body).status_code == 200
     assert "Traceback" not in capfd.readouterr().err

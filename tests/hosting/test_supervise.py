@@ -1,4 +1,4 @@
-"""A supervised command ends with the process that started it, and takes with it what it has started itself."""
+"""A supervised command ends with the process that started it, and so do the command's own child processes."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 LIMIT_S = 120.0
-"""On a busy machine; what is not ended lives for ten minutes."""
+"""Limit in seconds for a busy machine; a child that is not ended lives for ten minutes."""
 CHILD = "import time; time.sleep(600)"
 STARTS_ANOTHER = f"""
 import subprocess, sys, time
@@ -42,21 +42,21 @@ def supervised(code: str) -> "subprocess.Popen[str]":
 
 
 def is_running(pid: int) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError):  # it may end as it is looked at
+    with suppress(FileNotFoundError, ProcessLookupError):  # it may exit meanwhile
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     return False
 
 
-def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its_own() -> None:
+def test_a_command_ends_with_its_parent_and_so_does_its_child_in_another_session() -> None:
     with supervised(STARTS_ANOTHER) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         assert is_running(child)
-        process.communicate(timeout=LIMIT_S)  # closes its standard input, as the end of this process would
+        process.communicate(timeout=LIMIT_S)  # closes its standard input, as our exit would
     assert not is_running(child)
 
 
-def test_what_the_command_starts_as_it_ends_does_not_outlive_it() -> None:
+def test_a_process_started_as_the_command_exits_does_not_outlive_it() -> None:
     with supervised(STARTS_ANOTHER_AS_IT_ENDS) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -64,7 +64,7 @@ def test_what_the_command_starts_as_it_ends_does_not_outlive_it() -> None:
     assert not is_running(int(out))
 
 
-def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
+def test_an_orphan_of_a_command_that_exits_by_itself_is_ended() -> None:
     with supervised(LEAVES_AN_ORPHAN) as process:
         assert process.stdout is not None
         left = int(process.stdout.readline())
@@ -105,6 +105,6 @@ def test_orphans_that_end_are_reaped() -> None:
         process.communicate()
 
 
-def test_its_exit_code_is_the_commands() -> None:
+def test_the_supervisor_s_exit_code_is_the_command_s() -> None:
     with supervised("raise SystemExit(3)") as process:
         assert process.wait(LIMIT_S) == 3

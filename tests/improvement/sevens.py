@@ -1,6 +1,6 @@
-"""Sums that all come to seven, a provider that is seldom right, and a tiny model that learns to say seven.
+"""Sums that all equal seven, a provider that is seldom right, and a config that trains a tiny model to answer seven.
 
-So a first round has something to gain, and a second one has not.
+The first round therefore has something to gain, and the second one has not.
 """
 
 import json
@@ -10,7 +10,7 @@ from tests.mishaps import Asked
 from tests.providers import ScriptedProvider, draw
 
 TRAIN, HELD_OUT, OTHERS = range(4), range(100, 116), range(200, 208)
-"""The numbers in the questions of the three files."""
+"""Numbers in the questions of the three question files."""
 BRANCHING, IN_FLIGHT, CHANCE = 2, 4, 0.3
 PROMPTS = {
     "generator": "{{question}}",
@@ -21,7 +21,7 @@ PROMPTS = {
 
 
 def script(asked: Asked, sample: int) -> str:
-    """Answer rightly now and then, call everything correct, and keep what is right."""
+    """Give the right answer with probability CHANCE, call every answer correct, and repeat a right solution."""
     if asked.model == "verifier":
         return f"{asked.prompt}\nVerdict: correct"
     is_right = asked.prompt.startswith("Final Answer: 7") or draw(asked, sample) < CHANCE
@@ -29,7 +29,7 @@ def script(asked: Asked, sample: int) -> str:
 
 
 def write_config(folder: Path, provider: ScriptedProvider, base: Path, improve: str = "") -> Path:
-    """Write a config whose roles the provider plays in the first round; `improve` is TOML below `[improve]`."""
+    """Write a config with the provider as every role in the first round; `improve` is TOML below `[improve]`."""
     provider.script = script
     for name, numbers in {"train": TRAIN, "heldout": HELD_OUT, "others": OTHERS}.items():
         _write_sums(folder / f"{name}.jsonl", numbers)

@@ -1,4 +1,4 @@
-"""What is kept: rounds that do harm are told from those that do good, and nothing is kept by chance."""
+"""The decision to keep a round's models: good rounds are told from harmful ones, and hardly any is kept by chance."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from malt.improvement.rounds import decide
 from tests.evaluation.simulated import chances, evaluations, scores
 
 ROUNDS, GAIN = 40, 0.25
-"""Half of the rounds train roles that are better by this on every question's logit scale, half do as much harm."""
+"""Number of rounds, and the change on every question's logit scale: half of the rounds gain this much, half lose it."""
 QUESTIONS, CHAINS = 1_500, 5
-"""As many as it takes to see so little: four points in the middle, one at the ends."""
+"""Enough to detect such a small gain: four points for questions of middle difficulty, one for easy and hard ones."""
 
 
 def shifted(chance: Scores, gain: float) -> Scores:
-    """Return what the chances become."""
+    """Shift the chances by a gain on the logit scale."""
     shifted: Scores = 1 / (1 + np.exp(-gain) * (1 - chance) / np.maximum(chance, 1e-12))
     return shifted
 
@@ -24,7 +24,7 @@ def is_kept(candidate: Scores, current: Scores, spec: ImproveSpec) -> bool:
     return decide(candidate, current, spec).is_kept
 
 
-def test_of_forty_rounds_of_which_twenty_do_harm_all_but_two_are_decided_rightly_and_the_best_is_kept() -> None:
+def test_at_most_two_of_forty_rounds_are_decided_wrongly_and_the_best_is_kept() -> None:
     random, spec = np.random.default_rng(18), ImproveSpec()
     easy, right = chances(random, 0.3, QUESTIONS), 0
     kept, skills = -2.0, [-2.0]
@@ -38,7 +38,7 @@ def test_of_forty_rounds_of_which_twenty_do_harm_all_but_two_are_decided_rightly
 
 
 @pytest.mark.parametrize(("level", "most"), [(0.95, 0.04), (0.8, 0.13)])
-def test_what_is_no_better_is_kept_as_seldom_as_the_level_says(level: float, most: float) -> None:
+def test_candidates_that_are_no_better_are_kept_no_more_often_than_the_level_allows(level: float, most: float) -> None:
     spec = ImproveSpec(level=level)
     kept = [is_kept(second, first, spec) for first, second in evaluations(300, 0.4, 0.0)]
     assert np.mean(kept) <= most
@@ -54,13 +54,13 @@ def test_a_margin_asks_for_more_than_a_gain() -> None:
     assert is_kept(second, first, ImproveSpec(margin=judged.low - 1e-6))
 
 
-def test_what_cannot_be_compared_is_not_kept() -> None:
+def test_a_candidate_without_known_scores_is_not_kept() -> None:
     unknown, known = np.full(3, np.nan), np.ones(3)
     judged = decide(unknown, known, ImproveSpec())
     assert (judged.is_kept, judged.difference, judged.questions) == (False, None, 0)
 
 
 def test_a_gain_on_a_handful_of_questions_is_not_enough() -> None:
-    """Three of three better is no proof; the interval of questions that all agree is not empty."""
+    """Three better questions out of three are no proof: the interval has a width even if all questions agree."""
     assert not is_kept(np.ones(3), np.zeros(3), ImproveSpec(margin=0.3))
     assert is_kept(np.ones(30), np.zeros(30), ImproveSpec(margin=0.3))

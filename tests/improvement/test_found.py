@@ -1,4 +1,4 @@
-"""What is taken for a round's version: the same content asked for, whole, or settled by what was built on it."""
+"""Finding a round's version again: it has the same inputs, and is complete or was already built upon."""
 
 import asyncio
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_trees_with_failed_branches_are_found_once_something_was_trained_on_them
     assert find_dataset(read_job(spec)) == lacking
 
 
-def test_an_evaluation_is_found_by_who_plays_and_on_what(spec: RunSpec, tmp_path: Path) -> None:
+def test_an_evaluation_is_found_by_its_models_and_questions(spec: RunSpec, tmp_path: Path) -> None:
     compared = comparing_spec(spec, {"current": SystemSpec(), "candidate": SystemSpec()}, "current")
     made = evaluate(compared)
     found = find_evaluation(read_evaluation(compared))
@@ -102,7 +102,7 @@ def test_at_the_end_each_trained_role_is_untrained_in_its_turn(spec: RunSpec, pu
     assert closing.baseline == "trained"
 
 
-def test_what_cannot_go_round_is_refused_before_anything_is_asked(
+def test_a_config_that_cannot_be_improved_is_refused_before_any_request(
     spec: RunSpec, provider: ScriptedProvider, settings: Settings, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"there is no file .*none\.gguf"):
@@ -115,5 +115,5 @@ def test_what_cannot_go_round_is_refused_before_anything_is_asked(
     with pytest.raises(ConfigError, match=r"the config has no \[evaluate\]"):
         check(spec.model_copy(update={"evaluate": None}), settings)
     later = spec.model_copy(update={"evaluate": comparing_spec(spec, {"x": SystemSpec(models="s@v9")}, "x").evaluate})
-    check(later, settings)  # who is compared is up to the rounds
+    check(later, settings)  # the rounds choose the systems to compare
     assert provider.request_count == 0

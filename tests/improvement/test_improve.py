@@ -1,4 +1,4 @@
-"""Rounds, for real: trees of a scripted provider, TRL on a tiny model, answers of the embedded server."""
+"""Real rounds: trees from a scripted provider, TRL on a tiny model, answers from the embedded server."""
 
 import os
 import signal
@@ -30,19 +30,19 @@ pytest.importorskip("trl", reason="the extra `train` is not installed")
 ONE_ROUND = "rounds = 1\nclosing = false"
 TREES = len(TRAIN) * (1 + BRANCHING + BRANCHING**2)
 ANSWERS = len(HELD_OUT) * (1 + 2 * BRANCHING)
-"""Requests for one system's chains; siblings come in one."""
+"""Number of requests for one system's chains; siblings share a request."""
 VERIFIED = len(HELD_OUT) * BRANCHING
-"""Requests that the trained roles need of the provider at most: its verifier is not trained, equal texts share one."""
+"""Most requests to the provider for a trained system: its verifier is not trained; equal texts share a request."""
 
 
 def content(done: Improvement) -> list[str]:
-    """The digests of all that the first round made."""
+    """Return the digests of the dataset, models and evaluation of the first round."""
     first = done.rounds[0]
     versions = open_version(first.dataset), open_model(first.models), open_evaluation(first.evaluation)
     return [version.manifest.content_sha256 for version in versions]
 
 
-def test_what_is_better_is_kept_and_what_is_not_is_the_last(
+def test_a_better_candidate_is_kept_and_one_that_is_not_ends_the_rounds(
     tmp_path: Path, provider: ScriptedProvider, tiny: Path
 ) -> None:
     config = write_config(tmp_path, provider, tiny, '[improve.beside]\nothers = { source = "others.jsonl" }')
@@ -62,7 +62,7 @@ def test_what_is_better_is_kept_and_what_is_not_is_the_last(
 
 
 def check_closing(done: Improvement) -> None:
-    """At the end each trained role was left out in its turn, and others were asked beside."""
+    """Check the closing evaluations: each trained role was left out in turn, and other questions were asked too."""
     systems = open_evaluation(str(done.closing)).summary.systems
     assert [*systems] == ["untrained", "trained", "generator-untrained", "refiner-untrained"]
     assert systems["trained"].ma.accuracy == systems["generator-untrained"].ma.accuracy == 1.0
@@ -71,18 +71,18 @@ def check_closing(done: Improvement) -> None:
 
 
 def check_report(done: Improvement) -> None:
-    """The page says what the evaluations say, and nothing in it runs."""
+    """Check that the page has the evaluations' figures and no script."""
     page = Path(str(done.report)).read_text()
     accuracy = open_evaluation(done.rounds[0].evaluation).summary.systems["current"].ma.accuracy
     assert f"{100 * (accuracy or 0):.1f}" in page
-    assert "training gave" in page
+    assert "Gain from training" in page
     assert "<script" not in page
     told = Improvement.model_validate_json(Path(str(done.report)).with_name(SUMMARY_FILE).read_bytes())
     assert told.rounds == done.rounds
 
 
 def check_nothing_is_done_again(config: Path, done: Improvement, provider: ScriptedProvider) -> None:
-    """The same command finds all it made; another round more goes on from there."""
+    """Check that the same command repeats nothing, and that one more round continues from there."""
     asked = provider.request_count
     again = improve(config, ["improve.rounds=3"])
     assert (again.used.requests, again.used.completions, again.used.roles_trained) == (0, 0, 0)
@@ -94,7 +94,7 @@ IMPROVE = "import sys; from malt.improvement.improve import improve; improve(sys
 
 
 def kill_when(is_time: Callable[[], bool], config: Path) -> None:
-    """Improve in a process of its own, and kill it and the one that trains once it is time."""
+    """Improve in a separate process, and kill it and its training process once `is_time`."""
     with subprocess.Popen([sys.executable, "-c", IMPROVE, str(config)], start_new_session=True) as process:
         while not is_time():
             assert process.poll() is None, "it ended before it was killed"
@@ -103,17 +103,17 @@ def kill_when(is_time: Callable[[], bool], config: Path) -> None:
 
 
 def stop_at_a_limit(config: Path, provider: ScriptedProvider, requests: int) -> None:
-    """Improve until the provider wants money."""
+    """Improve until the provider refuses for lack of payment."""
     provider.faults = lambda _: mishaps.payment_required() if provider.request_count > requests else None
     with pytest.raises(RunStopped):
         improve(config)
     provider.faults = None
 
 
-def test_stopped_by_a_limit_and_killed_at_any_moment_it_goes_on_and_pays_and_trains_nothing_twice(
+def test_a_stopped_or_killed_improvement_resumes_and_pays_and_trains_nothing_twice(
     tmp_path: Path, provider: ScriptedProvider, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half grown trees are no dataset: what is made in the end is what is made at once."""
+    """Incomplete trees are not published, so the final versions equal those of an undisturbed run."""
     config = write_config(tmp_path, provider, tiny, ONE_ROUND)
     at_once, needed = improve(config), provider.request_count
     assert TREES + ANSWERS < needed <= TREES + ANSWERS + VERIFIED
@@ -134,5 +134,5 @@ def test_stopped_by_a_limit_and_killed_at_any_moment_it_goes_on_and_pays_and_tra
     assert content(done) == content(at_once)
     assert done.rounds == at_once.rounds
     assert done.used.roles_trained == 0
-    most = needed + (1 + len(moments)) * IN_FLIGHT * len(PLAYERS)  # what was in flight is asked again
+    most = needed + (1 + len(moments)) * IN_FLIGHT * len(PLAYERS)  # requests in flight are sent again
     assert needed <= provider.request_count <= most

@@ -1,4 +1,4 @@
-"""The quote of an improvement is what a count by hand gives; nobody is asked, and nothing needs torch."""
+"""The quote of an improvement equals a count by hand; it needs no request and no torch."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def quote(config: Path, *overrides: str) -> ImprovementPlan:
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_each_round_asks_for_its_trees_and_for_what_it_trained(
+def test_each_round_requests_its_trees_and_the_answers_of_its_trained_models(
     rounds: int, config: Path, provider: ScriptedProvider
 ) -> None:
     quoted = quote(config, f"improve.rounds={rounds}")
@@ -46,11 +46,11 @@ def test_each_round_asks_for_its_trees_and_for_what_it_trained(
     assert provider.request_count == 0
 
 
-def test_the_command_line_prints_it_and_what_is_in_the_way(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_prints_the_quote_and_its_obstacles(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["improve", str(config), "--rounds", "2", "--plan", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rounds"] == 2
     assert exit_code(["improve", str(config), "--rounds", "2", "--plan"]) == 0
     said = capsys.readouterr()
     assert f"{2 * (TREES + ANSWERS) + ANSWERS + 2 * REFINED + BESIDE:,}" in said.out
-    assert "round 1: grown by openai/generator, openai/refiner, openai/verifier; what is trained is" in said.err
+    assert "round 1: grown by openai/generator, openai/refiner, openai/verifier, but the model" in said.err
     assert f"there is no file {config.parent / 'no-base'}" in said.err

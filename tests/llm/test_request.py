@@ -1,4 +1,4 @@
-"""Keys are made of everything that shaped a sample; every response has a reading."""
+"""Request keys, made of everything that shapes a sample; and the reading of any response."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,7 @@ REQUEST = CompletionRequest(
         replace(REQUEST, model=REQUEST.model.model_copy(update={"extra": {"reasoning_effort": "low"}})),
     ],
 )
-def test_what_shapes_a_sample_changes_every_key(changed: CompletionRequest) -> None:
+def test_a_setting_that_shapes_a_sample_changes_every_key(changed: CompletionRequest) -> None:
     assert not set(changed.keys) & set(REQUEST.keys)
 
 
@@ -67,7 +67,7 @@ def test_what_shapes_a_sample_changes_every_key(changed: CompletionRequest) -> N
         replace(REQUEST, model=REQUEST.model.model_copy(update={"timeout_s": 1.0})),
     ],
 )
-def test_where_and_how_patiently_a_model_is_asked_changes_no_key(changed: CompletionRequest) -> None:
+def test_address_and_patience_change_no_key(changed: CompletionRequest) -> None:
     assert changed.keys == REQUEST.keys
 
 
@@ -160,7 +160,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), json_values), st.dictionaries(st.sampled_from(FIELDS), json_values))
-def test_whatever_a_provider_sends_has_a_reading(around: dict[str, JsonValue], choice: dict[str, JsonValue]) -> None:
+def test_every_response_of_a_provider_can_be_read(around: dict[str, JsonValue], choice: dict[str, JsonValue]) -> None:
     [cut] = split_response({**around, "choices": [choice]}, 1)
     completion = read_response(cut, "key", cost_usd=None, latency_s=0.1, cached=False)
     find_fault(choice)
@@ -171,5 +171,5 @@ def test_whatever_a_provider_sends_has_a_reading(around: dict[str, JsonValue], c
 
 
 @given(st.text(), st.sampled_from(["<think>", "[THINK]", "<seed:think>", "◁think▷"]))
-def test_what_is_thought_is_never_in_the_text(thought: str, opening: str) -> None:
+def test_reasoning_is_never_in_the_text(thought: str, opening: str) -> None:
     assert "7 is what I hide" not in split_reasoning(f"{opening}7 is what I hide{thought}")[0]

@@ -1,4 +1,4 @@
-"""Model versions of files that stand for weights: what is tested here never loads them."""
+"""Fixture that publishes model versions with dummy weights, which these tests never load."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ STAGE = StageResult(
 
 @pytest.fixture
 def publish(tmp_path: Path, settings: Settings) -> Publish:
-    """Publish models whose weights are a text."""
+    """Return a function that publishes models with a text in place of weights."""
 
     def made(
         weights: str = "one", name: str = "laptop", roles: tuple[str, ...] = ("generator", "refiner")

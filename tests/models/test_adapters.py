@@ -1,4 +1,4 @@
-"""Adapters that cannot be proved: the server is not asked. What needs training and a server is in training/."""
+"""Adapters that cannot be verified, and servers with unusable responses; training/ has the tests with real adapters."""
 
 import gzip
 import json
@@ -19,13 +19,13 @@ MODELS = {"data": [{"id": "base"}, {"id": "other", "parent": "base"}]}
 
 
 def listing(logprobs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a server answers that lists first tokens."""
+    """Return a server's response with the log-probabilities of first tokens."""
     top = [{"token": token, "logprob": value} for token, value in logprobs.items()]
     return {"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}
 
 
 class Scripted(Served):
-    """A server that answers each path with the bytes that are given for it."""
+    """A server that answers each path with fixed bytes."""
 
     def __init__(
         self, bodies: Mapping[str, bytes], status: int = 200, headers: Mapping[str, str] | None = None
@@ -49,7 +49,7 @@ HOSTILE = {
     "a list of numbers": ({"models": b'{"data": [1]}'}, "is no list of models"),
     "nested": ({"models": b"[" * 100_000}, "is no list of models"),
     "no base": ({"models": b'{"data": [{"id": "a", "parent": "b"}]}'}, "lists no base model"),
-    "endless": ({"models": b" " * (2**24 + 1)}, "its reply is longer than"),
+    "endless": ({"models": b" " * (2**24 + 1)}, "its reply exceeds"),
     "NaN": (
         {"chat/completions": json.dumps(listing(dict.fromkeys(BEFORE, float("nan")))).encode()},
         "without log-prob",
@@ -63,7 +63,7 @@ HOSTILE = {
 
 
 def with_canary(publish: Publish, before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Publish a model version, and give its roles something to be proved by."""
+    """Publish a model version whose roles have a canary, the prompt by which a server's adapter is verified."""
     version = publish()
     canary = Canary(turns=TURNS, before=dict(before), after=dict(after))
     samples = (Sample(prompt="1+1?", before="3", after="2", canary=canary),)
@@ -74,7 +74,7 @@ def with_canary(publish: Publish, before: Mapping[str, float], after: Mapping[st
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_a_server_says_that_proves_nothing_is_one_sentence(
+def test_an_unusable_server_response_gives_a_one_line_error(
     publish: Publish, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bodies, told = HOSTILE[name]
@@ -90,7 +90,7 @@ def test_a_reply_of_few_bytes_that_unpacks_to_many_is_refused(
     bomb = {"models": gzip.compress(b" " * (2**24 + 1))}
     with Scripted(bomb, headers={"Content-Encoding": "gzip"}) as server:
         assert exit_code(["serve-adapters", with_canary(publish, BEFORE, AFTER), "--to", f"{server.address}/v1"]) == 2
-    assert "its reply is longer than" in capsys.readouterr().err
+    assert "its reply exceeds" in capsys.readouterr().err
 
 
 def test_a_key_that_a_server_echoes_is_not_shown(
@@ -106,7 +106,7 @@ def test_a_key_that_a_server_echoes_is_not_shown(
 
 
 @pytest.mark.parametrize("known", [{}, {"2": float("nan")}, {"2": float("inf")}])
-def test_a_model_whose_own_figures_are_none_is_refused(
+def test_a_model_with_invalid_log_probabilities_is_refused(
     publish: Publish, known: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for before, after in ((known, AFTER), (BEFORE, known)):

@@ -1,4 +1,4 @@
-"""Model versions from elsewhere: whatever stands in their manifest, every command shows it or refuses it in a line."""
+"""Untrusted model versions: whatever their manifest says, every command shows it or refuses it in one line."""
 
 import json
 import os
@@ -43,7 +43,7 @@ kind = "number"
 
 @pytest.fixture
 def theirs(publish: Publish, tmp_path: Path) -> Path:
-    """A model version that was copied among ours, and a config of which it plays a role."""
+    """Folder of a copied model version, beside a config in which it plays a role."""
     publish()
     (tmp_path / "config.toml").write_text(PLAYED)
     (tmp_path / "q.jsonl").write_text('{"question": "1 + 1?", "ground_truth": "2"}\n')
@@ -60,7 +60,7 @@ def run(theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cal
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_whatever_a_manifest_says_every_command_shows_or_refuses_it(
+def test_every_command_shows_or_refuses_a_hostile_manifest(
     name: str, theirs: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     around = set(tmp_path.parent.iterdir())
@@ -97,7 +97,7 @@ def add_code(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [replace_by_pickle, replace_by_link, replace_by_pipe, add_code])
 @pytest.mark.parametrize("file", ["adapter/adapter_model.safetensors", "model.gguf"])
-def test_no_command_runs_what_stands_in_place_of_weights_or_follows_where_it_leads(
+def test_no_command_runs_code_or_follows_a_link_in_place_of_weights(
     theirs: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]], file: str,
     damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

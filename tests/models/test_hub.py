@@ -1,4 +1,4 @@
-"""A model version on the Hub: in a repository of models, whole, and open to who loads it there."""
+"""Pushing a model version to the Hub: into a repository of models, complete, and loadable from there."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.hub import OWNER, Hub
 from tests.hub import hub as hub
 from tests.models.conftest import Publish
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # raised in Hugging Face's library
 
 ID = f"{OWNER}/laptop"
 

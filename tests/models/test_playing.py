@@ -1,4 +1,4 @@
-"""Models that play roles are known by the digest of their weights."""
+"""Models that play roles are identified by the digest of their weights."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def spec_of(model: str, **more: object) -> RunSpec:
 
 
 def keys_of(spec: RunSpec) -> list[str]:
-    """The keys of one request to the generator."""
+    """Return the keys of one request to the generator."""
     asked = (Message("user", "How many?"),)
     return CompletionRequest(Role.GENERATOR, spec.roles.generator, asked, "q1").keys
 
@@ -55,7 +55,7 @@ def test_other_weights_under_one_name_share_no_key_and_the_same_under_two_names_
     assert before[0] != before[1]
 
 
-def test_what_is_not_known_by_weights_keeps_its_key() -> None:
+def test_a_model_not_identified_by_its_weights_keeps_its_key() -> None:
     spec = spec_of("embedded")
     assert with_weights(spec) is spec
     trained = spec.model_copy(update={"train": spec.train.model_copy(update={"dtype": "float32"})})

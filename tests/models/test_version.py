@@ -1,4 +1,4 @@
-"""Model versions: immutable, known by content, and read with care where somebody else wrote them."""
+"""Model versions: immutable, identified by content, and read defensively since somebody else may have written them."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_a_notebook_shows_what_each_stage_of_each_role_did(publish: Publish) -> 
     assert "loss_last" in version._repr_html_()
 
 
-def test_a_whole_version_holds_and_what_was_changed_is_named(publish: Publish) -> None:
+def test_an_intact_version_verifies_and_changes_are_named(publish: Publish) -> None:
     version = publish()
     assert verify(version) == []
     (version.path / "generator/model.gguf").write_bytes(b"GGUF others")
@@ -61,7 +61,7 @@ def test_a_whole_version_holds_and_what_was_changed_is_named(publish: Publish) -
         "extra.pkl: is not in the manifest",
         "README.md: its bytes changed since it was published",
         "generator/model.gguf: its bytes changed since it was published",
-        "README.md: does not say what the other files say",
+        "README.md: differs from the page that the other files give",
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_manifest_that_names_a_pickle_or_code_is_refused(publish: Publish, fil
 
 
 def name_file(folder: Path, file: str) -> None:
-    """Put a further file into a manifest."""
+    """Add a file to a manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][file] = {"bytes": 1, "sha256": "0" * 64}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -100,7 +100,7 @@ def test_a_version_with_a_link_is_refused(publish: Publish, tmp_path: Path, link
         open_model(version.path)
 
 
-def test_what_changed_between_versions_is_told(publish: Publish) -> None:
+def test_a_comparison_lists_the_changes_between_versions(publish: Publish) -> None:
     found = compare_models(publish(), publish("two", roles=("generator", "verifier")))
     assert not found.same_content
     assert found.roles == {"generator": "changed", "verifier": "added", "refiner": "removed"}

@@ -1,4 +1,4 @@
-"""What a row means: columns, ids, reference answers, choices, and the sample that is taken."""
+"""Reading a row as a question: columns, ids, reference answers and choices; and sampling the questions."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,9 @@ def test_columns_are_mapped_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["question", "ground_truth", "id", "choices"])
 def test_a_declared_column_must_exist(tmp_path: Path, key: str) -> None:
     said = refusal(tmp_path, GSM8K, **{key: "nope"})
-    assert said == f"q.jsonl:1: no column 'nope'; it has: question, answer. Name the right one in questions.{key}"
+    assert (
+        said == f"q.jsonl:1: no column 'nope'; it has: question, answer. Name the right one as {key!r}, beside 'source'"
+    )
 
 
 def test_a_row_without_a_known_column_names_what_it_has(tmp_path: Path) -> None:
@@ -162,10 +164,10 @@ def test_a_row_that_repeats_another_is_dropped_and_counted(tmp_path: Path, caplo
     assert [each.ground_truth for each in read(tmp_path, GSM8K, PLAIN, GSM8K, PLAIN)] == ["18", "Paris"]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.replace(f"{tmp_path}/", "") == (
-        "2 rows are dropped, with question and answer of an earlier one: q.jsonl:3 repeats q.jsonl:1"
+        "2 rows are dropped, since an earlier row has the same question and answer: q.jsonl:3 repeats q.jsonl:1"
     )
     assert len(read(tmp_path, *[PLAIN | {"id": 7}] * 2)) == 1
-    assert caplog.messages[-1].startswith("1 row is dropped, with question and answer of an earlier one: ")
+    assert caplog.messages[-1].startswith("1 row is dropped, since an earlier row has the same question and answer: ")
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "a\tb", "\x7f", "a\u2028b"])
@@ -238,7 +240,7 @@ def test_a_box_that_cannot_be_read_is_refused(text: str) -> None:
 
 def test_gsm8k_needs_its_mark_on_every_row(tmp_path: Path) -> None:
     said = refusal(tmp_path, GSM8K, {"question": "?", "answer": "just 5"}, format="gsm8k")
-    assert said == "q.jsonl:2: no answer after '####' in 'just 5'; set questions.format = 'plain' or mend the row"
+    assert said == "q.jsonl:2: no answer after '####' in 'just 5'; set questions.format = 'plain' or fix the row"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a question file may be, where it may lie, and what is said of one that is broken."""
+"""Question files: their formats and addresses, and the errors for broken ones."""
 
 import csv
 import gzip
@@ -37,7 +37,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def contents() -> dict[str, bytes]:
-    """The same two rows in every kind of file."""
+    """Return the same two rows in every file format."""
     jsonl = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     table = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), table)
@@ -152,7 +152,7 @@ def test_rows_of_json_and_parquet_are_counted_from_one(tmp_path: Path) -> None:
 
 
 def foreign_parquet(**columns: pyarrow.Array) -> bytes:
-    """Return a file of one row, written by others."""
+    """Return a Parquet file of one row with additional columns."""
     sink = io.BytesIO()
     parquet.write_table(pyarrow.table({"question": ["1 + 1?"], "answer": ["2"], **columns}), sink)
     return sink.getvalue()
@@ -174,7 +174,7 @@ GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
             "q.jsonl:2: not UTF-8 (byte 0xe9); save the file as UTF-8",
         ),
         ("q.jsonl", GOOD.encode("utf-16"), "q.jsonl:1: not UTF-8 (it looks like UTF-16)"),
-        ("q.jsonl", GOOD + '{"question": "\\ud83d"}\n', "q.jsonl:2: text holds half a character (\\ud83d)"),
+        ("q.jsonl", GOOD + '{"question": "\\ud83d"}\n', "q.jsonl:2: text holds a lone surrogate (\\ud83d)"),
         ("q.jsonl", GOOD + '{"question": "a", "x": ["\\u0000"]}\n', "q.jsonl:2: text holds a NUL character"),
         (
             "q.json",
@@ -207,13 +207,13 @@ GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
             foreign_parquet(day=pyarrow.array([1], pyarrow.timestamp("us", "No/Where"))),
             "q.parquet: not a Parquet file",
         ),
-        ("q.jsonl", GOOD + '{"x\\ud83d": 1}\n', "q.jsonl:2: text holds half a character (\\ud83d)"),
+        ("q.jsonl", GOOD + '{"x\\ud83d": 1}\n', "q.jsonl:2: text holds a lone surrogate (\\ud83d)"),
         ("q.jsonl", GOOD + '{"x": {"a\\u0000": 1}}\n', "q.jsonl:2: text holds a NUL character"),
         ("q.jsonl", '{"x": ' + "[" * 300 + "]" * 300 + "}", "q.jsonl:1: a column holds lists or objects more than 100"),
         (
             "q.csv",
             ",".join(f"c{number}" for number in range(100_000)) + "\n" + "1," * 99_999 + "1\n",
-            "c19 and 99,980 more. Name the right one in questions.question",
+            "c19 and 99,980 more. Name the right one as 'question', beside 'source'",
         ),
     ],
 )
@@ -342,7 +342,7 @@ def test_a_link_is_refused_also_in_a_folder_and_on_the_way(tmp_path: Path, monke
     assert len(list(read_rows("elsewhere.jsonl"))) == len(ROWS)
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_special_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "q.jsonl")
     with pytest.raises(QuestionError, match="it is no regular file"):
         rows_of(tmp_path / "q.jsonl")
@@ -359,7 +359,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -
         rows_of(tmp_path / "q.jsonl")
 
 
-def test_what_unpacks_to_far_more_than_it_weighs_is_refused(tmp_path: Path, server: str) -> None:
+def test_a_gzip_bomb_is_refused(tmp_path: Path, server: str) -> None:
     bomb = gzip.compress(b"0" * (80 * 2**20), mtime=0)
     assert len(bomb) < 2**17
     written(tmp_path / "q.csv.gz", bomb)

@@ -1,4 +1,4 @@
-"""Which questions give no rows, and in which split the others' rows are: known from the questions alone."""
+"""Screening: questions that give no rows, and the split of the others, decided from the questions alone."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_question_like_another_is_asked_in_its_own_right(other: str) -> None:
     assert screen(asked(BAKERY, other), DatasetSpec()).excluded == {}
 
 
-def test_of_many_that_ask_the_same_the_first_counts() -> None:
+def test_the_first_of_many_equal_questions_is_kept() -> None:
     screening = screen(asked(*["What is two and two?"] * 100), DatasetSpec())
     assert set(screening.excluded.values()) == {Exclusion("duplicate_questions", "q0")}
     assert len(screening.excluded) == 99

@@ -1,4 +1,4 @@
-"""`malt audit`: a version's leaves graded again, and what would change."""
+"""`malt audit`: a version's leaves graded again, and the resulting changes."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def audit(capsys: pytest.CaptureFixture[str]) -> Audit:
 
 
 def tree_with(question_id: str, texts: Sequence[str], rewards: Sequence[float | None]) -> ValuedTree:
-    """A tree of one generation, one critique and these refinements; the reference is 4."""
+    """Return a tree of one generation, one critique and these refinements; the reference is 4."""
     nodes = {address: node_of(question_id, address) for address in addresses((1, 1, len(texts)))}
     leaves = [address for address in nodes if address.is_leaf]
     for address, text in zip(leaves, texts, strict=True):
@@ -58,7 +58,7 @@ def published(*trees: ValuedTree) -> DatasetVersion:
 
 @pytest.fixture
 def version() -> DatasetVersion:
-    """`exact` misses a leaf that was graded right, and with it the nodes above."""
+    """Version with a leaf that was graded right and that `exact` grades wrong, which changes the nodes above it."""
     return published(tree_with("q1", ["Final Answer: 4", "Final Answer: 4.0", "Final Answer: 5"], [1, 1, 0]))
 
 
@@ -77,7 +77,7 @@ async def grown(provider: ScriptedProvider, **evaluator: Any) -> DatasetVersion:
     return await TrainingDataGenerator(spec=spec).generate_and_evaluate(questions)
 
 
-def test_what_would_change_is_counted_by_role(version: DatasetVersion, audit: Audit) -> None:
+def test_changes_are_counted_by_role(version: DatasetVersion, audit: Audit) -> None:
     changes = audit("sums", "--with", "exact")["changes"]["exact"]
     untouched = {"dpo_pairs": 0, "dpo_added": 0, "dpo_removed": 0}
     one_lost = {"nodes": 1, "labels_changed": 1, "sft_rows": 1, "sft_added": 0, "sft_removed": 1, **untouched}
@@ -166,7 +166,7 @@ def test_a_version_is_not_changed(version: DatasetVersion, audit: Audit) -> None
         (["sums", "--with", "python"], "kind 'python' needs a config"),
     ],
 )
-def test_what_cannot_be_audited_is_refused(
+def test_an_impossible_audit_is_refused(
     arguments: list[str], problem: str, version: DatasetVersion, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(["audit", *arguments]) == 2

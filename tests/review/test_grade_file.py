@@ -24,7 +24,7 @@ SUMS: Rows = [
     {"question": "4 + 4?", "ground_truth": "8", "answer": "Final Answer: 8.0", "label": False},
     {"question": "Who?", "ground_truth": "nobody", "answer": "Final Answer: nobody", "label": True},
 ]
-"""By `number`: right, wrong, unanswered, right against the label, unknown."""
+"""Answers that `number` grades as right, wrong, unanswered, right (against the label) and unknown, in this order."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def grade(capsys: pytest.CaptureFixture[str]) -> Grade:
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `malt grade`, which must refuse its input, and return what it said."""
+    """Run `malt grade`, which must refuse its input, and return the error message."""
 
     def run(*arguments: str | Path) -> str:
         code = exit_code(["grade", *map(str, arguments)])
@@ -69,7 +69,7 @@ def unlabelled(rows: Rows = SUMS) -> Rows:
 
 
 def judge_by_answer(asked: Asked, _sample: int) -> str:
-    """A judge that finds right what says so."""
+    """Judge's script that gives a high score to answers that contain `Final Answer: right`."""
     return judgement(0.9 if "Final Answer: right" in asked.body["messages"][-1]["content"] else 0.1)
 
 

@@ -1,4 +1,4 @@
-"""`malt compare`: versions side by side, from what their manifests and files say."""
+"""`malt compare`: figures of several versions side by side, from their manifests and files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""TRL's trainers take the parquet files as they are: one step of each, on a tiny random model made here."""
+"""TRL's trainers load the published Parquet files unchanged: one step of each, on a tiny random model."""
 
 from pathlib import Path
 
@@ -24,14 +24,14 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    """Pairs for every role, the generator too."""
+    """Version with pairs for every role, the generator too."""
     trees = [mixed_tree(f"q{number}") for number in range(2)]
     return publish(trees, spec_of(generator_dpo=True), PROVENANCE, tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with random weights and a tokenizer of one token a byte, which trainers load like any model."""
+    """Folder of a model with random weights and a tokenizer of one token a byte, which trainers load like any other."""
     folder = tmp_path_factory.mktemp("model")
     tokens = save_tokenizer(folder)
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def save_tokenizer(folder: Path) -> int:
-    """Save a tokenizer; return the number of its tokens."""
+    """Save the tokenizer; return the number of its tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

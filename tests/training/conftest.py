@@ -44,10 +44,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_tiny(folder: Path) -> Path:
-    """Write a GGUF file of 1.6 million random numbers, which llama.cpp and transformers load."""
+    """Write a GGUF file with 1.6 million random weights, which llama.cpp and transformers can load."""
     writer_class = pytest.importorskip("gguf", reason="the extra `train` is not installed").GGUFWriter
     place = folder / "tiny.gguf"
-    reader = gguf.opened(embedded.find_packaged_weights("embedded"))
+    reader = gguf.open_gguf(embedded.find_packaged_weights("embedded"))
     writer = writer_class(place, gguf.ARCHITECTURE)
     gguf.copy_fields(reader, writer, {"general.name": "tiny", **SIZES})
     for name, weights in random_weights(len(gguf.value_of(reader, "tokenizer.ggml.tokens"))).items():
@@ -60,7 +60,7 @@ def write_tiny(folder: Path) -> Path:
 
 
 def random_weights(tokens: int) -> dict[str, np.ndarray]:
-    """Weights of a tiny Llama-like model by llama.cpp's names: the same at every call."""
+    """Return the weights of a tiny Llama-like model by llama.cpp's names, the same at every call."""
     random = np.random.default_rng(0)
 
     def some(*shape: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def spec(tiny: Path) -> TrainSpec:
 
 
 def spec_for(tiny: Path) -> TrainSpec:
-    """Two short stages on the tiny model; a checkpoint at every step."""
+    """Return a spec of two short stages on the tiny model, with a checkpoint at every step."""
     stage = {"batch_size": 4, "learning_rate": 0.01}
     return TrainSpec.model_validate(
         {
@@ -92,7 +92,7 @@ def spec_for(tiny: Path) -> TrainSpec:
 
 @pytest.fixture
 def version(settings: Settings) -> DatasetVersion:
-    """Rows for every stage but the generator's DPO, in the data folder of the test."""
+    """Version with rows for every stage except the generator's DPO, in the test's data folder."""
     return publish_sums(settings)
 
 
@@ -101,7 +101,7 @@ def publish_sums(settings: Settings) -> DatasetVersion:
 
 
 class Trained(NamedTuple):
-    """What came of a training, and all that was told meanwhile."""
+    """Inputs, result and events of a training."""
 
     version: DatasetVersion
     models: ModelVersion
@@ -112,7 +112,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="session")
 def trained(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """All roles of the tiny model, trained once for those who only look."""
+    """All roles of the tiny model, trained once for tests that only read the result."""
     settings, events = Settings(data_dir=tmp_path_factory.mktemp("trained")), list[Mapping[str, Any]]()
     version = publish_sums(settings)
     summary = train(version, spec, tell=events.append, settings=settings)

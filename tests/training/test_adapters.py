@@ -1,4 +1,4 @@
-"""Adapters in a server of one's own: what answers is what was trained, or nothing is asked of it."""
+"""Adapters in the user's own server: it must answer as the trained adapter does, or it is not used."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_adapters_are_loaded_once_under_names_with_their_digest_and_proved(
         ("mute", "answered without log-probabilities", 0),
     ],
 )
-def test_what_does_not_answer_as_it_was_trained_is_refused_and_does_not_stay(
+def test_an_adapter_that_answers_otherwise_than_trained_is_refused_and_unloaded(
     trained: Trained, base: Path, fault: str, told: str, left: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with LoraServer(base, fault) as server:

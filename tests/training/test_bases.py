@@ -1,4 +1,4 @@
-"""What may be trained: a GGUF file, a folder, a model on the Hub; an adapter or all weights."""
+"""Bases for training: a GGUF file, a folder or a model on the Hub, with an adapter or with all weights."""
 
 import math
 import os
@@ -28,7 +28,7 @@ pytest.importorskip("trl", reason="the extra `train` is not installed")
 
 @pytest.fixture(scope="module")
 def folder(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as transformers has it."""
+    """Folder of the tiny model in transformers' format."""
     return unpack(find_base(spec.base, tmp_path_factory.mktemp("bases")))
 
 
@@ -48,7 +48,7 @@ def test_all_weights_of_a_folders_model_are_trained(version: DatasetVersion, spe
 
 def test_whole_weights_take_the_place_of_the_bases_in_a_gguf_file(tiny: Path, folder: Path, tmp_path: Path) -> None:
     gguf.write_trained(tiny, tmp_path / "again.gguf", replace_weights(folder), "again")
-    before, after = (dict(gguf.weights_in(gguf.opened(path))) for path in (tiny, tmp_path / "again.gguf"))
+    before, after = (dict(gguf.weights_in(gguf.open_gguf(path))) for path in (tiny, tmp_path / "again.gguf"))
     assert before.keys() == after.keys()
     assert all(np.array_equal(weights.astype(np.float16), after[name]) for name, weights in before.items())
 
@@ -69,7 +69,7 @@ def test_a_base_that_did_not_grow_the_trees_is_named(
 ) -> None:
     exit_code(["train", str(version.path), "--plan", "-s", f"train.base={spec.base}"])
     grown_by = version.spec.roles[Role.GENERATOR].model
-    assert f"grown by {grown_by}; what is trained is train.base = {spec.base}" in capsys.readouterr().err
+    assert f"grown by {grown_by}, but the model to be trained is train.base = {spec.base}" in capsys.readouterr().err
 
 
 def test_a_base_on_the_hub_is_fetched_once_without_code_or_pickles(hub: Hub, folder: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_base_on_the_hub_is_fetched_once_without_code_or_pickles(hub: Hub, fol
 
 
 def test_a_base_that_is_nowhere_is_refused(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder here, and not to be had from the Hub"):
+    with pytest.raises(ConfigError, match="is no local folder, and cannot be fetched from the Hub"):
         find_base(f"{OWNER}/missing", tmp_path)
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled/pytorch_model.bin").write_bytes(b"pickle")

@@ -1,4 +1,4 @@
-"""What `malt train --plan` says where the packages that train are not installed."""
+"""`malt train --plan` without the packages that training needs."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
 
 
-def test_it_counts_rows_and_steps_and_fetches_no_base(
+def test_the_plan_counts_rows_and_steps_and_fetches_no_base(
     version: DatasetVersion, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["train.sft.batch_size=4", "train.sft.epochs=3", f"train.base={OWNER}/huge"]
@@ -39,7 +39,9 @@ def test_it_counts_rows_and_steps_and_fetches_no_base(
     assert hub.requests == []
 
 
-def test_it_is_a_table_that_says_what_is_missing(version: DatasetVersion, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_a_table_that_names_missing_packages(
+    version: DatasetVersion, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(["train", version.reference, "--plan"]) == 0
     said = capsys.readouterr()
     assert "tokens as the dataset counted them; memory, time" in said.out

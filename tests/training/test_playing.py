@@ -1,4 +1,4 @@
-"""A trained role is played by its weights, and known by them."""
+"""Playing a trained role from its weights, by which it is identified."""
 
 import json
 import urllib.request
@@ -25,12 +25,12 @@ QUESTIONS = [
     for start in ("Ann has", "A shop has", "Tom counts", "There are")
     for number, thing in ((3, "pens"), (12, "red apples"), (250, "stamps"), (7, "cats"), (48, "books"))
 ]
-"""Twenty prompts."""
+"""Twenty questions."""
 
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
-    """The embedded model, trained a few steps as a generator."""
+    """Version of the embedded model, trained a few steps as a generator."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("trained"))
     stage = {"learning_rate": 0.002, "epochs": 3, "batch_size": 4}
     spec = TrainSpec.model_validate({"verifier": [], "refiner": [], "lora": {"layers": 8}, "sft": stage})
@@ -39,7 +39,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
 
 
 def ask(address: str, prompt: str, tokens: int) -> dict[str, Any]:
-    """Ask the embedded server greedily, with the first token's log-probabilities."""
+    """Ask the embedded server at temperature 0; return the choice with its log-probabilities."""
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": tokens}
     request = urllib.request.Request(
         f"{address}/chat/completions",
@@ -51,14 +51,14 @@ def ask(address: str, prompt: str, tokens: int) -> dict[str, Any]:
     return choice
 
 
-def test_torch_and_the_embedded_server_agree_on_what_a_trained_role_says(
+def test_torch_and_the_embedded_server_give_the_same_answers_of_a_trained_role(
     generator: ModelVersion, tmp_path: Path
 ) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(1)  # the embedded server's threads would be waited for
+    torch.set_num_threads(1)  # more would compete with the embedded server's threads
     folder = unpack(find_base("embedded", tmp_path))
     adapter = generator.path / Role.GENERATOR / "adapter"
     tokenizer = AutoTokenizer.from_pretrained(adapter)

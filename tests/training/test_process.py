@@ -1,4 +1,4 @@
-"""The training process as its parent stops it, whenever that comes."""
+"""Stopping the training process from its parent, at any time."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ from malt.training.process import Stopper, run_jobs
 from malt.training.run import prepare
 
 
-def test_a_training_that_was_told_to_stop_does_not_begin(version: DatasetVersion, spec: TrainSpec) -> None:
+def test_a_stopped_training_does_not_start(version: DatasetVersion, spec: TrainSpec) -> None:
     stopper, jobs = Stopper(), prepare(version, spec, Settings()).jobs
     stopper.stop()
     with pytest.raises(RunStopped):
@@ -22,7 +22,7 @@ def test_a_training_that_was_told_to_stop_does_not_begin(version: DatasetVersion
     assert not jobs[0].work.exists()
 
 
-def test_a_process_that_began_as_it_was_told_to_stop_ends() -> None:
+def test_a_process_added_after_the_stop_is_terminated() -> None:
     stopper = Stopper()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         stopper.stop()

@@ -1,4 +1,4 @@
-"""Versions take turns under equal prompts: nobody hears an answer of other weights."""
+"""Versions take turns under equal prompts: no request gets an answer of other weights."""
 
 import random
 from pathlib import Path
@@ -27,7 +27,7 @@ VERSIONS, SWAPS = embedded.MOST_SERVERS + 1, 100
 
 
 def publish_variants(tiny: Path, folder: Path, settings: Settings) -> list[ModelVersion]:
-    """Publish versions of one name, whose weights differ."""
+    """Publish several versions of one model with different weights."""
     versions = []
     for number in range(VERSIONS):
         place = folder / f"{number}"
@@ -41,13 +41,13 @@ def publish_variants(tiny: Path, folder: Path, settings: Settings) -> list[Model
 
 
 def shaken(seed: int) -> gguf.Change:
-    """Return what adds noise to weights."""
+    """Return a change that adds noise to weights."""
     noise = np.random.default_rng(seed)
     return lambda _, weights: weights + noise.normal(0, 0.2, weights.shape).astype(np.float32)
 
 
 def generator(version: ModelVersion) -> RoleSpec:
-    """A role that a version plays, greedily."""
+    """Return the generator played by a version at temperature 0."""
     role = {"model": version.played_as, "temperature": 0, "max_tokens": 8}
     roles = {"generator": role, "verifier": {"model": "embedded"}, "refiner": {"model": "embedded"}}
     spec = RunSpec.model_validate({"name": "s", "questions": {"source": "q.jsonl"}, "roles": roles})
@@ -55,7 +55,7 @@ def generator(version: ModelVersion) -> RoleSpec:
 
 
 def ask(model: RoleSpec, settings: Settings, question: str) -> str:
-    """Ask through the store, as a run does."""
+    """Ask the model through the store, as a run does."""
     session = open_session(settings, Limits())
     complete = make_completer(session, [question], EVERY_ROLE)
     request = CompletionRequest(Role.GENERATOR, model, (Message("user", "Name a colour."),), question)

@@ -1,4 +1,4 @@
-"""Training, for real: TRL on a tiny model, in the training process that users have."""
+"""Real training: TRL on a tiny model, in the same training process that users get."""
 
 import json
 import math
@@ -31,7 +31,7 @@ LN_2 = math.log(2)
 
 @pytest.fixture
 def refiner(spec: TrainSpec) -> TrainSpec:
-    """Both stages of one role."""
+    """Spec that trains both stages of the refiner only."""
     return spec.model_copy(update={"generator": (), "verifier": ()})
 
 
@@ -50,7 +50,7 @@ def test_a_dataset_version_becomes_a_model_version(trained: Trained, spec: Train
 
 
 def check_stages(version: DatasetVersion, role: str, summary: RoleSummary, spec: TrainSpec) -> None:
-    """Every row was trained or is lost by name; DPO begins at its reference."""
+    """Check that every row was trained on or counted as lost, and that DPO starts at its reference model."""
     assert [*summary.stages] == [*getattr(spec, role)]
     for name, stage in summary.stages.items():
         assert stage.rows == len(getattr(version, name)(role)) == stage.trained + sum(stage.lost.values())
@@ -83,7 +83,7 @@ train(sys.argv[1], spec, tell=tell)
 
 
 def start_training(version: DatasetVersion, spec: TrainSpec, *stop: object) -> "subprocess.Popen[str]":
-    """Train in a process of its own, which says a line for each event; it stops itself as `stop_after` says."""
+    """Train in a separate process, which prints a line for each event; `stop` are the arguments of `stop_after`."""
     command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json(), *map(str, stop)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
@@ -91,16 +91,16 @@ def start_training(version: DatasetVersion, spec: TrainSpec, *stop: object) -> "
 
 
 def wait_for(event: str, count: int, process: "subprocess.Popen[str]") -> None:
-    """Wait until a training has told of an event so many times."""
+    """Wait until a training has printed an event so many times."""
     assert process.stdout is not None
-    told = (line for line in process.stdout if line.strip() == event)
-    assert len([*islice(told, count)]) == count
+    matching = (line for line in process.stdout if line.strip() == event)
+    assert len([*islice(matching, count)]) == count
 
 
 def stop_after(version: DatasetVersion, spec: TrainSpec, event: str, count: int, how: signal.Signals) -> int:
-    """Let a training send itself, and the process that it trains in, a signal after so many events.
+    """Let a training send a signal to itself and to its training process after so many events; return its exit code.
 
-    Returns how it ended. Nobody else may do so: on a busy machine the training would be done by then.
+    It has to do so itself: on a busy machine the training would be done before another process sends the signal.
     """
     with start_training(version, spec, event, count, how.value) as process:
         process.communicate()
@@ -108,7 +108,7 @@ def stop_after(version: DatasetVersion, spec: TrainSpec, event: str, count: int,
 
 
 def check_same(gone_on: TrainSummary, trained: Trained) -> None:
-    """The refiner has the weights and losses of the one that was trained at once, after the other roles."""
+    """Check that the refiner has the weights and losses of the one that was trained without interruption."""
     weights = [models.role(Role.REFINER) for models in (open_model(gone_on.path), trained.models)]
     assert weights[0].adapter_sha256 == weights[1].adapter_sha256
     assert weights[0].gguf_sha256 == weights[1].gguf_sha256
@@ -116,7 +116,7 @@ def check_same(gone_on: TrainSummary, trained: Trained) -> None:
         assert stage.losses == gone_on.roles["refiner"].stages[name].losses
 
 
-def test_killed_and_gone_on_with_the_weights_are_the_same(
+def test_a_killed_and_resumed_training_gives_the_same_weights(
     version: DatasetVersion, refiner: TrainSpec, trained: Trained
 ) -> None:
     stop_after(version, refiner, "sft step", 3, signal.SIGKILL)
@@ -126,7 +126,7 @@ def test_killed_and_gone_on_with_the_weights_are_the_same(
     check_same(gone_on, trained)
 
 
-def test_interrupted_training_leaves_a_checkpoint_and_the_next_call_goes_on(
+def test_an_interrupted_training_leaves_a_checkpoint_and_the_next_call_resumes(
     version: DatasetVersion, refiner: TrainSpec, trained: Trained
 ) -> None:
     seldom = refiner.model_copy(update={"checkpoint_s": 10_000})
@@ -150,7 +150,7 @@ def test_rows_that_would_lose_their_end_are_refused_before_anything_is_trained(
         train(version, short, tell=lambda event: pytest.fail(str(event)) if event["event"] == "step" else None)
 
 
-def test_while_one_trains_another_waits_for_what_it_makes_and_gc_leaves_its_base(
+def test_a_second_training_waits_for_the_first_and_gc_keeps_its_base(
     version: DatasetVersion, refiner: TrainSpec
 ) -> None:
     [folder] = [job.base.folder for job in prepare(version, refiner, Settings()).jobs]
@@ -171,7 +171,7 @@ def test_while_one_trains_another_waits_for_what_it_makes_and_gc_leaves_its_base
 
 @contextmanager
 def standing_still(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Let a training go on only after this."""
+    """Suspend a training for the length of the block."""
     os.killpg(process.pid, signal.SIGSTOP)
     try:
         yield
@@ -180,7 +180,7 @@ def standing_still(process: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def check_gc_takes_the_base(folder: Path) -> None:
-    """Nobody trains on it any more; it is as old as its last use."""
+    """Check that gc removes a base that no training uses; its age counts from its last use."""
     assert clear_leftovers(Settings(), 3_600, delete=True).folders == 0
     assert clear_leftovers(Settings(), 0, delete=True).folders == 1
     assert not folder.exists()

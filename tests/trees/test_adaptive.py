@@ -1,4 +1,4 @@
-"""Adaptive growth: which leaves are spent, that labels are the full tree's, and that nothing but the store decides."""
+"""Adaptive growth: the leaves it asks for, labels as in the full tree, and decisions from the store alone."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def spec_of(branching: Branching = PAPER, threshold: float = 0.5, mode: str = "a
 
 
 def grown(rewards: Rewards, spec: RunSpec, order: Random | None = None) -> Tree:
-    """Grow a tree whose leaves are worth this, answers arriving in a random order."""
+    """Grow a tree with these rewards of leaves; answers arrive in a random order."""
 
     async def complete(request: CompletionRequest) -> Sequence[Completion]:
         for _ in range(order.randrange(5) if order else 0):
@@ -68,7 +68,7 @@ def leaves_of(tree: Tree) -> set[str]:
     return {str(leaf.address) for leaf in tree.leaves}
 
 
-# which leaves are spent
+# which leaves are asked for
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
@@ -95,7 +95,7 @@ def test_leaves_of_unknown_worth_decide_nothing() -> None:
     assert len(grown(all_leaves(None), spec_of()).nodes) == 39
 
 
-def test_a_branch_that_cannot_be_had_is_recorded_and_grows_no_more() -> None:
+def test_a_failed_branch_is_recorded_and_grows_no_more() -> None:
     async def complete(request: CompletionRequest) -> Sequence[Completion]:
         if request.address == "1":
             raise RequestFailed("too long")
@@ -114,7 +114,7 @@ def test_a_branch_that_cannot_be_had_is_recorded_and_grows_no_more() -> None:
 
 @given(data=st.data(), branching=branchings())
 @settings(max_examples=60, deadline=None)
-def test_the_order_of_arrival_does_not_show_and_a_replay_comes_to_the_same(
+def test_the_tree_does_not_depend_on_the_order_of_arrival_and_a_replay_gives_the_same(
     data: st.DataObject, branching: Branching
 ) -> None:
     rewards = data.draw(rewards_of(branching))
@@ -142,7 +142,7 @@ def test_the_beta_binomial_is_the_textbook_s() -> None:
 
 @pytest.mark.parametrize("accuracy", [0.2, 0.5, 0.85])
 def test_labels_are_the_full_tree_s_with_the_stated_confidence(accuracy: float) -> None:
-    """Questions differ as Beta(2a, 2(1-a)) says; the same leaves make both trees."""
+    """Questions' rates are drawn from Beta(2a, 2(1-a)); both trees are made of the same leaves."""
     chance, agreed, labels = Random(7), 0, 0
     for _ in range(200):
         rate = chance.betavariate(2 * accuracy, 2 * (1 - accuracy))
@@ -165,9 +165,9 @@ def pairs_of(rewards: Mapping[Address, float | None]) -> int:
 
 
 def test_at_an_accuracy_of_85_percent_a_completion_gives_half_as_many_pairs_again() -> None:
-    """Questions differ as Beta(0.85, 0.15) says, and for real models at least as much (benchmarks/difficulty.py).
+    """Questions' rates are drawn from Beta(0.85, 0.15); real ones vary at least as much (benchmarks/difficulty.py).
 
-    Where all were alike, no growth could tell where pairs are.
+    If all questions were alike, no growth could predict where pairs are.
     """
     chance, pairs, completions = Random(11), {"full": 0, "adaptive": 0}, {"full": 0, "adaptive": 0}
     for _ in range(300):
@@ -183,7 +183,7 @@ def test_at_an_accuracy_of_85_percent_a_completion_gives_half_as_many_pairs_agai
     assert pairs["adaptive"] >= 0.75 * pairs["full"]
 
 
-# with a store, and the whole way
+# with a store, from question to values
 
 
 @pytest.fixture

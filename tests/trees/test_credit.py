@@ -1,4 +1,4 @@
-"""Credit as the paper has it: values are means of leaves, labels lie above a threshold; and how sure both are."""
+"""Credit as in the paper: values are means of leaves, labels compare them with a threshold; and their uncertainty."""
 
 from itertools import product
 from math import comb
@@ -104,16 +104,16 @@ def test_a_leaf_left_out_of_the_value_is_left_out_of_the_evaluation_too() -> Non
 
 
 def test_a_node_that_was_judged_itself_keeps_its_own_evaluation() -> None:
-    root, leaf = Address((0,)), Address((0, 0, 0))
-    tree = value_tree(tree_of("q1", (1, 1, 1)), {root: grade_of(0.25), leaf: grade_of(1)}, CreditSpec())
-    assert tree.evaluation(root) == grade_of(0.25).evaluation
-    assert tree.values[root].mean == 1
+    generation, leaf = Address((0,)), Address((0, 0, 0))
+    tree = value_tree(tree_of("q1", (1, 1, 1)), {generation: grade_of(0.25), leaf: grade_of(1)}, CreditSpec())
+    assert tree.evaluation(generation) == grade_of(0.25).evaluation
+    assert tree.values[generation].mean == 1
 
 
 def test_a_node_whose_own_judging_failed_falls_back_on_its_leaves() -> None:
-    root, leaf = Address((0,)), Address((0, 0, 0))
-    tree = value_tree(tree_of("q1", (1, 1, 1)), {root: grade_of(None), leaf: grade_of(1)}, CreditSpec())
-    assert tree.evaluation(root) == grade_of(1).evaluation
+    generation, leaf = Address((0,)), Address((0, 0, 0))
+    tree = value_tree(tree_of("q1", (1, 1, 1)), {generation: grade_of(None), leaf: grade_of(1)}, CreditSpec())
+    assert tree.evaluation(generation) == grade_of(1).evaluation
 
 
 def test_a_tree_of_the_paper_s_shape_has_39_nodes() -> None:
@@ -159,7 +159,7 @@ def test_equal_nodes_are_a_toss_up(mean: float, count: int) -> None:
     assert order_probability(mean, count, mean, count) == pytest.approx(0.5, abs=1e-6)
 
 
-def exactly(k: int, m: int, j: int, n: int) -> float:
+def exact_probability(k: int, m: int, j: int, n: int) -> float:
     """P(p > q) for p ~ Beta(k+1, m-k+1), q ~ Beta(j+1, n-j+1): a count of the orders of m + n + 2 uniform draws."""
     total = comb(m + n + 2, m + 1)
     return sum(comb(k + i, k) * comb(m - k + n + 1 - i, m - k) for i in range(j + 1, n + 2)) / total
@@ -167,4 +167,4 @@ def exactly(k: int, m: int, j: int, n: int) -> float:
 
 @pytest.mark.parametrize(("k", "j"), list(product(range(4), range(4))))
 def test_the_probability_is_the_one_that_counting_gives(k: int, j: int) -> None:
-    assert order_probability(k / 3, 3, j / 3, 3) == pytest.approx(exactly(k, 3, j, 3), abs=1e-4)
+    assert order_probability(k / 3, 3, j / 3, 3) == pytest.approx(exact_probability(k, 3, j, 3), abs=1e-4)

@@ -1,4 +1,4 @@
-"""From a question to its tree: how many nodes and requests, in which order, and what happens where a branch fails."""
+"""Growing a question's tree: numbers of nodes and requests, their order, and failed branches."""
 
 import asyncio
 from collections import Counter
@@ -31,7 +31,7 @@ SHAPES = st.tuples(*[st.integers(1, 4)] * 3)
 
 
 def shaped(branching: Branching, provider: ScriptedProvider | None = None) -> RunSpec:
-    """A spec of this shape; each role has a model of its own."""
+    """Return a spec with this branching and a model of its own for each role."""
     served = {"api_base": provider.url, "api_key_env": "TEST_KEY", "seed": 7} if provider else {}
     roles = {
         role.value: RoleSpec.model_validate({"model": f"openai/{role}", "samples": samples, **served})
@@ -41,7 +41,7 @@ def shaped(branching: Branching, provider: ScriptedProvider | None = None) -> Ru
 
 
 def written(request: CompletionRequest, sample: int) -> Completion:
-    """A completion that says where it stands."""
+    """Return a completion whose text names its role and address."""
     text = f"{request.role} {Address.parse(request.address).child(sample)}"
     return Completion(request.keys[sample], text, None, FinishReason.STOP, "written")
 
@@ -120,8 +120,8 @@ def test_siblings_share_everything_but_the_end_of_their_prompts() -> None:
     assert first[-1].content.partition("verifier")[0] == second[-1].content.partition("verifier")[0]
 
 
-def test_children_are_asked_for_the_moment_their_parent_exists() -> None:
-    """One critique waits until a refinement below another exists: a barrier between the stages would never end."""
+def test_children_are_requested_as_soon_as_their_parent_exists() -> None:
+    """One critique waits for a refinement below another: with a barrier between the levels it would wait for ever."""
     refined = asyncio.Event()
 
     async def complete(request: CompletionRequest) -> Sequence[Completion]:
@@ -157,7 +157,7 @@ def test_a_failed_branch_is_recorded_and_everything_else_grows_on() -> None:
     assert list(tree.nodes) == [address for address in addresses() if address[0] != 1 or len(address) == 1]
 
 
-def test_siblings_that_were_had_grow_on_where_another_failed() -> None:
+def test_siblings_of_a_failed_sample_grow_on() -> None:
     async def complete(request: CompletionRequest) -> Sequence[Completion]:
         if request.role is Role.GENERATOR:
             raise RequestFailed("one choice is missing", {0: written(request, 0), 2: written(request, 2)})
@@ -179,7 +179,7 @@ def test_a_question_whose_first_request_fails_is_a_tree_of_nothing(
     assert "maximum context length" in tree.failures[0].reason
 
 
-def test_a_stop_of_the_run_waits_for_what_is_under_way() -> None:
+def test_a_stop_of_the_run_waits_for_requests_in_flight() -> None:
     arrived: list[str] = []
 
     async def complete(request: CompletionRequest) -> Sequence[Completion]:
@@ -227,7 +227,7 @@ def test_refused_and_empty_texts_are_nodes_too(provider: ScriptedProvider, setti
     }
 
 
-def test_growing_again_asks_nobody(provider: ScriptedProvider, settings: Settings) -> None:
+def test_growing_again_sends_no_request(provider: ScriptedProvider, settings: Settings) -> None:
     first = grown_at(provider, settings)
     asked = provider.request_count
     again = grown_at(provider, settings)

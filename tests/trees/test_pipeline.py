@@ -1,4 +1,4 @@
-"""A question's whole way: grown, graded, valued; what the judge is shown, and what its failure does."""
+"""A question's whole pipeline: growth, grading and values; the judge's prompts, and a failing judge."""
 
 from collections import Counter
 
@@ -28,7 +28,7 @@ PROMPTS = load_prompts("general")
 
 
 def spec_of(provider: ScriptedProvider, evaluator: EvaluatorSpec, credit: CreditSpec | None = None) -> RunSpec:
-    """Two children a node; every role has a model of its own, the judge too."""
+    """Return a spec with two children a node and a model of its own for each role, the judge too."""
 
     def role(name: str) -> RoleSpec:
         return RoleSpec(model=f"openai/{name}", samples=2, api_base=provider.url, api_key_env="TEST_KEY", seed=7)
@@ -43,7 +43,7 @@ def spec_of(provider: ScriptedProvider, evaluator: EvaluatorSpec, credit: Credit
 
 
 def judged(provider: ScriptedProvider, *kinds: str, scope: str = "leaves") -> RunSpec:
-    """A spec whose answers a judge grades, after other graders if there are any."""
+    """Return a spec with a judge, after other graders if any are given."""
     evaluator = EvaluatorSpec.model_validate(
         {"kind": [*kinds, "llm"], "scope": scope, "model": "openai/judge", "api_base": provider.url}
         | {"api_key_env": "TEST_KEY"}
@@ -82,7 +82,7 @@ def test_the_judge_is_one_request_a_leaf(session: Session, provider: ScriptedPro
     assert len(provider.requests_to("judge")) == 8
 
 
-def test_a_judge_behind_a_cascade_sees_only_what_nobody_decided(session: Session, provider: ScriptedProvider) -> None:
+def test_a_judge_behind_a_cascade_sees_only_undecided_answers(session: Session, provider: ScriptedProvider) -> None:
     provider.script = lambda asked, sample: (
         providers.answering({})(asked, sample)
         if asked.model == "judge"
@@ -119,7 +119,7 @@ def test_a_failing_judge_is_a_failed_branch_of_the_evaluator(session: Session, p
     assert valued.values == {}
 
 
-def test_a_healed_judge_is_all_that_is_asked_again(session: Session, provider: ScriptedProvider) -> None:
+def test_only_the_failed_judge_is_asked_again(session: Session, provider: ScriptedProvider) -> None:
     provider.faults = mishaps.when(lambda asked: asked.model == "judge", mishaps.context_overflow())
     assessed(session, judged(provider))
     provider.faults, asked = None, provider.request_count
@@ -175,7 +175,7 @@ def test_asking_for_all_leaves_everything_in_the_store(session: Session, provide
     assert provider.request_count == asked
 
 
-def test_one_questions_failures_leave_the_others_whole(session: Session, provider: ScriptedProvider) -> None:
+def test_failures_of_one_question_do_not_affect_the_others(session: Session, provider: ScriptedProvider) -> None:
     provider.faults = mishaps.when(lambda asked: "Name it" in asked.prompt, mishaps.context_overflow())
     failures, stopped, _ = shortfall(session, judged(provider), SUM, SECRET)
     assert [(failure.question_id, failure.role) for failure in failures] == [("secret", Role.GENERATOR)]
@@ -183,7 +183,7 @@ def test_one_questions_failures_leave_the_others_whole(session: Session, provide
     assert assessed(session, judged(provider)).tree.complete
 
 
-def test_a_stop_is_noted_with_what_failed_before(session: Session, provider: ScriptedProvider) -> None:
+def test_a_stop_is_reported_in_the_shortfall(session: Session, provider: ScriptedProvider) -> None:
     spec = judged(provider)
     assert shortfall(session, spec, SUM) == NOTHING_MISSING
     session.stopped = RunStopped("the budget is spent")

@@ -1,4 +1,4 @@
-"""Trees out of the store alone, the same in other processes as here, and the survey: what questions lack."""
+"""Trees read from the store alone, the same in every process; and the survey of missing samples."""
 
 import sqlite3
 from collections import Counter
@@ -21,12 +21,12 @@ from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
 SAMPLES = {Role.GENERATOR: 2, Role.VERIFIER: 4, Role.REFINER: 8}
-"""What one question's tree is made of at two samples a node."""
+"""Number of samples in one question's tree, at two samples a node."""
 
 
 @pytest.fixture
 def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
-    """Three sums."""
+    """Spec with three sums."""
     monkeypatch.setenv("TEST_KEY", "key")
     return spec_of(provider, write_questions(tmp_path, 3), samples=2)
 
@@ -48,17 +48,17 @@ def had(job: Job, spec: RunSpec) -> Counter[Role]:
 
 
 def change(statement: str) -> None:
-    """Change the store behind everybody's back."""
+    """Change the store's file directly in SQL."""
     with closing(sqlite3.connect(Settings().store.removeprefix("sqlite:///"))) as store, store:
         store.execute(statement)
 
 
-def test_of_an_empty_store_all_is_lacking_at_once(spec: RunSpec) -> None:
+def test_an_empty_store_lacks_all_questions(spec: RunSpec) -> None:
     job = read_job(spec)
     assert surveyed(job, spec) == [Survey(job.questions, {})]
 
 
-def test_what_is_whole_is_not_lacking_and_is_counted_by_role(spec: RunSpec) -> None:
+def test_complete_trees_are_not_lacking_and_are_counted_by_role(spec: RunSpec) -> None:
     job = asked_directly(spec)
     assert lacking(job, spec) == []
     assert had(job, spec) == {role: 3 * samples for role, samples in SAMPLES.items()}
@@ -73,7 +73,7 @@ def test_a_branch_that_failed_is_lacking(spec: RunSpec, provider: ScriptedProvid
     assert had(job, spec) == {role: 2 * samples for role, samples in SAMPLES.items()}
 
 
-def test_those_of_which_too_little_is_stored_come_first(spec: RunSpec) -> None:
+def test_questions_with_too_few_stored_samples_come_first(spec: RunSpec) -> None:
     job = asked_directly(spec)
     first, last = job.questions[0].question_id, job.questions[2].question_id
     change(f"UPDATE samples SET response = NULL, error = 'was lost' WHERE question_id = '{first}'")
@@ -81,7 +81,7 @@ def test_those_of_which_too_little_is_stored_come_first(spec: RunSpec) -> None:
     assert lacking(job, spec) == ["What is 2 + 10?", "What is 0 + 10?"]
 
 
-def test_rows_of_other_models_are_no_tree(spec: RunSpec) -> None:
+def test_rows_of_other_models_do_not_count(spec: RunSpec) -> None:
     job = asked_directly(spec)
     other = spec.model_copy(update={"roles": spec.roles.model_copy(update={"refiner": spec.roles.generator})})
     assert len(lacking(job, other)) == 3
@@ -102,7 +102,7 @@ def test_a_grade_that_the_judge_has_not_given_is_lacking_and_one_it_has_given_is
     assert had(job, judged)[Role.EVALUATOR] == len(provider.requests_to("judge")) == 3 * 2
 
 
-def test_an_adaptive_tree_is_whole_with_what_it_would_ask_for(spec: RunSpec) -> None:
+def test_an_adaptive_tree_is_complete_with_the_samples_it_would_request(spec: RunSpec) -> None:
     adaptive = spec.model_copy(update={"growth": spec.growth.model_copy(update={"mode": "adaptive"})})
     job = asked_directly(adaptive)
     assert lacking(job, adaptive) == []
@@ -110,17 +110,17 @@ def test_an_adaptive_tree_is_whole_with_what_it_would_ask_for(spec: RunSpec) -> 
 
 
 def with_many_questions(spec: RunSpec, folder: Path) -> RunSpec:
-    """Enough for windows of one to be many."""
+    """Return the spec with so many questions that windows of one are many."""
     source = str(write_questions(folder, MANY))
     return spec.model_copy(update={"questions": spec.questions.model_copy(update={"source": source})})
 
 
 def single(job: Job) -> Sequence[Window]:
-    """A window a question."""
+    """Return a window for each question."""
     return [[question] for question in job.questions]
 
 
-def test_other_processes_see_what_this_one_would(spec: RunSpec, tmp_path: Path) -> None:
+def test_other_processes_find_the_same_missing_samples(spec: RunSpec, tmp_path: Path) -> None:
     job = asked_directly(with_many_questions(spec, tmp_path))
     missing = job.questions[7].question_id
     change(f"UPDATE samples SET response = NULL, error = 'lost' WHERE question_id = '{missing}' AND role = 'verifier'")
@@ -129,7 +129,7 @@ def test_other_processes_see_what_this_one_would(spec: RunSpec, tmp_path: Path) 
     assert [part.stored for part in found if not part.missing] == [SAMPLES] * (MANY - 1)
 
 
-def test_many_windows_give_the_trees_that_one_gives(spec: RunSpec, provider: ScriptedProvider, tmp_path: Path) -> None:
+def test_many_windows_give_the_same_trees_as_one(spec: RunSpec, provider: ScriptedProvider, tmp_path: Path) -> None:
     provider.faults = mishaps.when(lambda asked: "What is 1 + 10?" in asked.prompt, mishaps.context_overflow())
     job = asked_directly(with_many_questions(spec, tmp_path))
     ahead = list(chain.from_iterable(map_items(read_trees, single(job), source_of(job, spec))))

@@ -50,7 +50,7 @@ def rethresholded(threshold: float = 0.6) -> DatasetVersion:
 
 
 def refined_again(tree: Tree) -> Tree:
-    """The tree with other refinements, as another refiner would write them."""
+    """Return the tree with other refinements, as another refiner would write them."""
     nodes = {
         address: replace(node, completion=replace(node.completion, text=f"{node.text}, again", key=f"{address}, again"))
         if address.is_leaf
@@ -61,7 +61,7 @@ def refined_again(tree: Tree) -> Tree:
 
 
 def rows_of(version: DatasetVersion, file: str) -> dict[str, dict[str, Any]]:
-    """A file's rows by id, without what tells of the run."""
+    """Return a file's rows by id, without the columns about the run."""
     rows: list[dict[str, Any]] = pq.read_table(version.path / file).to_pylist()
     kept = [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
     return {row.get("row_id") or "/".join(filter(None, [row["question_id"], row.get("node_id")])): row for row in kept}
@@ -125,7 +125,7 @@ def test_a_prompt_that_changed_rewrites_its_rows(version: DatasetVersion) -> Non
         "verifier/system.md": (None, "2" * 64),
     }
     rows = {f"{kind}/verifier.parquet" for kind in ("sft", "dpo", "kto")}
-    assert set(changed_files(diff)) == {*rows, "trajectories.parquet"}  # which say how long the prompts are
+    assert set(changed_files(diff)) == {*rows, "trajectories.parquet"}  # trajectories hold the prompts' lengths
     assert diff.files["sft/verifier.parquet"].rewritten == diff.files["sft/verifier.parquet"].changed == 15
 
 
@@ -154,7 +154,7 @@ def test_the_same_rows_in_another_order_are_no_change_of_rows(version: DatasetVe
     assert set(changed_files(diff).values()) == {(0, 0, 0)}
 
 
-def test_only_as_many_questions_are_told_as_are_asked_for(version: DatasetVersion) -> None:
+def test_the_number_of_listed_questions_is_limited(version: DatasetVersion) -> None:
     change = compare(version, rethresholded(), questions=1).files["kto/generator.parquet"]
     assert (len(change.questions), change.questions_changed, change.changed) == (1, 3, 3)
 
@@ -230,7 +230,7 @@ def test_the_command_prints_inputs_counts_and_first_rows(
     assert "  - sft-generator/q1/0\n" in printed
 
 
-def test_of_many_rows_the_command_prints_the_first_and_in_full_all_by_question(
+def test_the_command_prints_the_first_of_many_rows_and_in_full_all_by_question(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     questions = [f"p{number}" for number in range(20)]
@@ -275,6 +275,8 @@ def test_the_command_prints_all_as_one_json_object(version: DatasetVersion, caps
     assert len(printed["files"]["questions.parquet"]["questions"]) == 15
 
 
-def test_the_command_refuses_what_is_no_version(version: DatasetVersion, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_a_path_without_a_version(
+    version: DatasetVersion, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(["diff", "arith", "nothing"]) == 2
     assert "no dataset 'nothing'" in capsys.readouterr().err

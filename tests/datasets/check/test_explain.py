@@ -1,4 +1,4 @@
-"""`malt explain`: any row of a version, and any candidate that did not become one, tells its story."""
+"""`malt explain`: the origin of every row of a version, and the reason why a candidate did not become a row."""
 
 import json
 from collections.abc import Iterator
@@ -62,13 +62,13 @@ def why(version: DatasetVersion, row_id: str) -> str:
 
 
 def pairs_of(tree: ValuedTree, role: Role) -> Iterator[tuple[Address, Address]]:
-    """Every two siblings, in both orders."""
+    """Yield every two siblings, in both orders."""
     nodes = [address for address in tree.tree.nodes if address.role is role]
     return ((one, other) for one in nodes for other in nodes if one.parent == other.parent and one != other)
 
 
 @given(valued_trees(), st.sampled_from(SWITCHES))
-def test_what_became_of_a_candidate_is_what_the_files_hold(tree: ValuedTree, spec: DatasetSpec) -> None:
+def test_the_explained_outcome_of_each_candidate_agrees_with_the_files(tree: ValuedTree, spec: DatasetSpec) -> None:
     for role in PLAYERS:
         selected = select(tree, role, spec)
         rows = {kind: write_rows(kind, tree, role, found.kept) for kind, found in selected.items()}
@@ -113,7 +113,7 @@ def test_a_value_just_above_the_threshold_is_not_rounded_onto_it() -> None:
     assert write_arithmetic(tree, Address((0,))) == "0.502 = (0.501 + 0.503) / 2 leaves, above 0.5: positive"
 
 
-def test_of_many_leaves_equal_rewards_are_told_together() -> None:
+def test_equal_rewards_of_many_leaves_are_summed_in_one_term() -> None:
     tree = valued(tree_of("q1", (1, 4, 10)), [1, 1, 0.25, 0] * 10)
     assert write_arithmetic(tree, Address((0,))).startswith("0.56 = (20 x 1 + 10 x 0.25 + 10 x 0) / 40 leaves")
 

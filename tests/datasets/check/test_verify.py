@@ -1,4 +1,4 @@
-"""Verifying finds what was done to a version, and names it."""
+"""Verification finds every change to a published version, and names it."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def version(published: Path, tmp_path: Path) -> DatasetVersion:
     return copied(published, tmp_path)
 
 
-def test_what_the_system_cannot_read_is_no_damage(version: DatasetVersion) -> None:
+def test_an_unreadable_folder_is_not_reported_as_damage(version: DatasetVersion) -> None:
     is_root = os.geteuid() == 0
     if is_root and not shutil.which("setpriv"):
         pytest.skip("root reads everything")
@@ -66,18 +66,18 @@ def test_what_the_system_cannot_read_is_no_damage(version: DatasetVersion) -> No
     finally:
         (version.path / "sft").chmod(0o700)
     assert (said.returncode, said.stdout) == (2, "")
-    assert "sft could not be read (Permission denied), so whether it holds is not known" in said.stderr
+    assert "sft could not be read (Permission denied), so the version cannot be verified" in said.stderr
 
 
 def rewrite(version: DatasetVersion, file: str, change: Callable[[Rows], object]) -> None:
-    """Change a parquet file's rows as its columns allow."""
+    """Change the rows of a Parquet file; its schema stays."""
     rows = pq.read_table(version.path / file).to_pylist()
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[file]), version.path / file)
 
 
 def forge_manifest(version: DatasetVersion) -> DatasetVersion:
-    """Make the manifest match the files again, seal and all."""
+    """Make the manifest match the changed files, its own digest too."""
     files = {
         file: describe_file(
             version.path / file, RowsWritten(*digest_rows(version.path, file)) if entry.rows_sha256 else None
@@ -97,13 +97,13 @@ def swap_pair(rows: Rows) -> None:
     rows[0]["chosen"], rows[0]["rejected"] = rows[0]["rejected"], rows[0]["chosen"]
 
 
-def test_a_version_as_published_holds(version: DatasetVersion) -> None:
+def test_a_version_as_published_verifies(version: DatasetVersion) -> None:
     assert verify(version) == []
 
 
 @settings(max_examples=10, deadline=None)
 @given(diagnosed_trees(), st.sampled_from(SWITCHES))
-def test_whatever_was_published_holds(
+def test_every_published_version_verifies(
     tmp_path_factory: pytest.TempPathFactory, tree: ValuedTree, switched: dict[str, bool | float | str]
 ) -> None:
     spec = spec_of(**switched).model_copy(update={"credit": CreditSpec(threshold=tree.threshold)})
@@ -171,15 +171,15 @@ def test_a_file_that_does_not_belong_is_found(version: DatasetVersion) -> None:
 @pytest.mark.parametrize(
     "place", [lambda path: path.symlink_to("/etc"), lambda path: path.symlink_to("nowhere"), os.mkfifo]
 )
-def test_what_is_no_plain_file_is_found(version: DatasetVersion, place: Callable[[Path], None]) -> None:
+def test_an_entry_that_is_no_plain_file_is_reported(version: DatasetVersion, place: Callable[[Path], None]) -> None:
     place(version.path / "more")
-    assert verify(version) == ["more: is no plain file; a version holds nothing else"]
+    assert verify(version) == ["more: is no plain file; a version holds only plain files"]
 
 
 def test_a_file_that_became_a_link_is_found(version: DatasetVersion, tmp_path: Path) -> None:
     (version.path / "README.md").rename(tmp_path / "moved.md")
     (version.path / "README.md").symlink_to(tmp_path / "moved.md")
-    assert "README.md: is no plain file; a version holds nothing else" in verify(version)
+    assert "README.md: is no plain file; a version holds only plain files" in verify(version)
 
 
 def test_questions_that_were_not_asked_are_found_though_every_digest_matches(version: DatasetVersion) -> None:
@@ -193,7 +193,7 @@ SCREENED = Screening(excluded={"q2": Exclusion("decontaminate", "test.jsonl:3")}
 
 @pytest.fixture(scope="module")
 def screened(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of q1 to q6 one is in a test set; some are of the validation split."""
+    """Publish q1 to q6: one is in a test set, some are in the validation split."""
     folder, provenance = tmp_path_factory.mktemp("datasets"), replace(PROVENANCE, screening=SCREENED)
     publish((mixed_tree(f"q{number}") for number in range(1, 7)), spec_of(validation=0.5), provenance, folder)
     return folder
@@ -211,11 +211,11 @@ def test_a_version_with_splits_and_screened_questions_holds(screened_version: Da
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda rows: rows[0].update(split="test"), "question 'q1' is not of split 'test'"),
+        (lambda rows: rows[0].update(split="test"), "question 'q1' does not belong in split 'test'"),
         (lambda rows: rows[1].update(excluded=None, excluded_by=None), "is missing"),
         (
             lambda rows: rows[2].update(excluded="duplicate_questions", excluded_by="q1"),
-            "question 'q3': why it is left out is not what follows",
+            "question 'q3': its exclusion differs from the screening",
         ),
     ],
 )
@@ -243,7 +243,7 @@ def test_lengths_that_are_not_the_texts_own_are_found_though_every_digest_matche
 @pytest.mark.parametrize(
     ("field", "forged", "told"),
     [
-        ("name", lambda _: "other", "says dataset 'other', but its config is another's"),
+        ("name", lambda _: "other", "says dataset 'other', but its config names another dataset"),
         ("counts", lambda counts: counts.model_copy(update={"complete": 2}), "its counts are not those of the rows"),
         (
             "diagnostics",
@@ -276,7 +276,7 @@ def test_rows_out_of_order_are_found_though_every_digest_matches(version: Datase
 def test_a_tree_of_another_shape_than_declared_is_found(version: DatasetVersion) -> None:
     config = {**version.manifest.config, "roles": {"verifier": {"samples": 2}}}
     write_manifest(version.manifest.model_copy(update={"config": config}), version.path)
-    assert "trajectories.parquet: question 'q1' has not the nodes that its config asks for" in verify(
+    assert "trajectories.parquet: question 'q1': its nodes are not those of its config" in verify(
         open_version(version.path)
     )
 
@@ -293,17 +293,17 @@ def test_an_edited_manifest_is_found(version: DatasetVersion) -> None:
     assert verify(open_version(version.path)) == [
         "manifest.json: was edited; it no longer has the digest it was sealed with",
         "manifest.json: the generator's tokens or cost are not the sums of the rows",
-        "manifest.json: its ledger is not what the rows add up to",
+        "manifest.json: its ledger does not match the sums of the rows",
     ]
 
 
 def test_a_renumbered_folder_is_found(version: DatasetVersion) -> None:
     moved = version.path.rename(version.path.with_name("v7"))
-    assert verify(open_version(moved)) == ["manifest.json: says version 1, but stands in v7"]
+    assert verify(open_version(moved)) == ["manifest.json: says version 1, but its folder is v7"]
 
 
 FORGERIES: list[tuple[str, Callable[[Rows], object], str]] = [
-    ("trajectories.parquet", set_value, "node 0 of question 'q1': value is 0.875, but worked out again 0.55"),
+    ("trajectories.parquet", set_value, "node 0 of question 'q1': value is 0.875, but recomputed 0.55"),
     ("trajectories.parquet", lambda rows: rows[0].update(label=False), "node 0 of question 'q1': label is False"),
     ("trajectories.parquet", lambda rows: rows[2].update(reward=0.0), "node 0 of question 'q1': value is 0.55"),
     ("trajectories.parquet", lambda rows: rows[0].update(value_low=0.5), "node 0 of question 'q1': value_low is 0.5"),
@@ -312,7 +312,7 @@ FORGERIES: list[tuple[str, Callable[[Rows], object], str]] = [
     ("trajectories.parquet", lambda rows: rows[0].update(outcome="good"), "question 'q1' cannot be read"),
     ("trajectories.parquet", lambda rows: rows[0].update(text=None), "question 'q1' cannot be read"),
     ("trajectories.parquet", lambda rows: rows[0].update(node_id="a.b"), "question 'q1' cannot be read"),
-    ("sft/verifier.parquet", set_value, "sft-verifier/q1/0.0: value is 0.875, but worked out again 0.66"),
+    ("sft/verifier.parquet", set_value, "sft-verifier/q1/0.0: value is 0.875, but recomputed 0.66"),
     ("sft/verifier.parquet", lambda rows: rows.pop(0), "sft-verifier/q1/0.0 is missing"),
     ("sft/verifier.parquet", lambda rows: rows.insert(0, rows[0]), "holds a row of question 'q1' twice"),
     ("sft/refiner.parquet", lambda rows: rows[0]["completion"][0].update(content="4"), "completion is"),
@@ -323,7 +323,7 @@ FORGERIES: list[tuple[str, Callable[[Rows], object], str]] = [
     (
         "dpo/verifier.parquet",
         lambda rows: rows[0].update(confidence=0.5),
-        "confidence is 0.5, but worked out again 0.9",
+        "confidence is 0.5, but recomputed 0.9",
     ),
     ("dpo/verifier.parquet", lambda rows: rows[0].update(row_id="dpo-verifier/q1/0.1-0.0"), "should not be there"),
 ]
@@ -347,7 +347,7 @@ def test_an_edited_training_file_is_found_though_every_digest_matches(version: D
     path = version.path / "verifier_training.json"
     path.write_text(path.read_text().replace("verifier 0.1 on q2", "verifier 9.9 on q2", 1))
     problems = verify(forge_manifest(version))
-    assert problems == ["verifier_training.json: an example of question 'q2' is not what its node says"]
+    assert problems == ["verifier_training.json: an example of question 'q2' does not match its node"]
 
 
 SMUGGLED = [
@@ -376,7 +376,7 @@ def test_examples_smuggled_into_a_training_file_are_found_though_every_digest_ma
 @pytest.mark.parametrize("page", ["README.md", "report.html"])
 def test_a_forged_page_is_found_though_every_digest_matches(version: DatasetVersion, page: str) -> None:
     (version.path / page).write_text("<script>alert(1)</script>")
-    assert verify(forge_manifest(version)) == [f"{page}: does not say what the other files say"]
+    assert verify(forge_manifest(version)) == [f"{page}: differs from the page that the other files give"]
 
 
 def test_a_file_that_does_not_belong_is_found_though_the_manifest_names_it(version: DatasetVersion) -> None:
@@ -395,7 +395,7 @@ def test_columns_that_say_more_than_published_ones_are_found(version: DatasetVer
     assert any("its columns are not those of a published file" in line for line in problems), problems
 
 
-def test_a_config_that_is_none_is_found(version: DatasetVersion) -> None:
+def test_an_invalid_config_is_found(version: DatasetVersion) -> None:
     write_manifest(version.manifest.model_copy(update={"config": {"name": "arith"}}), version.path)
     (problem,) = verify(open_version(version.path))
     assert problem.startswith("manifest.json: arith@v1: its config is no longer a valid one (questions: ")

@@ -1,4 +1,4 @@
-"""A version with all kinds of rows, one with hardly any, and the command."""
+"""Fixtures: a version with all kinds of rows, one with hardly any, and the `malt export` command."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.strategies import tree_of, valued
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    """Six questions, some in validation, one that gives no rows; pairs for every role."""
+    """Version of six questions, some in validation, one without rows; with pairs for every role."""
     screening = Screening(excluded={"q5": Exclusion("duplicate_questions", "q1")})
     trees = [shown_an_example(f"q{number}", number) for number in range(6)]
     made_by = replace(PROVENANCE, screening=screening)
@@ -23,7 +23,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    """One question whose leaves are all wrong: neither supervised rows nor pairs."""
+    """Version of one question whose leaves are all wrong: without supervised rows and pairs."""
     folder = tmp_path_factory.mktemp("datasets")
     return publish([valued(tree_of("q1"), [0] * 27)], spec_of("few"), PROVENANCE, folder)
 

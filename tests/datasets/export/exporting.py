@@ -1,4 +1,4 @@
-"""Versions to export, and what an export left."""
+"""Trees to export, and the output and files of an export."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ EXAMPLE = (Message("user", "1 + 1?"), Message("assistant", "an example's reply")
 
 
 def shown_an_example(question_id: str, number: int) -> ValuedTree:
-    """A tree whose prompts have system text and an example, and whose texts are hard to write down."""
+    """Return a tree whose prompts have system text and an example, and whose texts are hard to escape."""
     tree = mixed_tree(question_id)
     nodes = {
         address: replace(
@@ -39,7 +39,7 @@ def shown_an_example(question_id: str, number: int) -> ValuedTree:
 
 
 class Said(NamedTuple):
-    """What the command printed, and its exit code."""
+    """Exit code and output of the command."""
 
     code: int
     out: str
@@ -54,5 +54,5 @@ def lines_of(path: Path) -> list[Row]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return the contents of every file below a folder, by path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

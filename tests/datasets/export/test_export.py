@@ -1,4 +1,4 @@
-"""`malt export`: a version in another tool's format, in a folder that is whole or not there."""
+"""`malt export`: a version in another tool's format, in a folder that appears complete or not at all."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_roles_kinds_and_splits_can_be_chosen(version: DatasetVersion, tmp_path:
         (["trl", "--split", "test"], "'test' is not one of 'train', 'validation'"),
     ],
 )
-def test_what_cannot_be_exported_says_what_can(
+def test_an_impossible_export_is_refused_with_the_possible_ones(
     version: DatasetVersion, tmp_path: Path, malt_export: Export, arguments: list[str], said: str
 ) -> None:
     to, *options = arguments
@@ -89,7 +89,7 @@ def test_the_same_export_again_leaves_the_files_as_they_are(version: DatasetVers
     assert list(tmp_path.glob(".tmp-*")) == []
 
 
-def test_an_earlier_export_gives_way(version: DatasetVersion, few: DatasetVersion, tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced(version: DatasetVersion, few: DatasetVersion, tmp_path: Path) -> None:
     export(version, "axolotl", tmp_path / "out")
     export(few, "llamafactory", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["kto"]
@@ -129,7 +129,7 @@ SPOILT = [add_notes, edit_a_file, add_a_link, remove_a_file, spoil_the_manifest,
 
 
 @pytest.mark.parametrize("spoil", SPOILT)
-def test_a_folder_with_anything_of_somebody_s_own_is_left_alone(
+def test_a_folder_changed_since_its_export_is_left_alone(
     version: DatasetVersion, tmp_path: Path, malt_export: Export, spoil: Callable[[Path], None]
 ) -> None:
     export(version, "alpaca", tmp_path / "out")
@@ -137,7 +137,7 @@ def test_a_folder_with_anything_of_somebody_s_own_is_left_alone(
     before = contents(tmp_path / "out")
     said = malt_export(version, "alpaca", tmp_path / "out")
     assert (said.code, said.out) == (2, "")
-    assert "which is not as an export left it; name another folder" in said.err
+    assert "which no export wrote or which changed; name another folder" in said.err
     assert contents(tmp_path / "out") == before
 
 
@@ -158,10 +158,10 @@ def test_a_file_the_current_folder_and_a_version_are_no_place_for_an_export(
     for place, why in [
         (tmp_path / "file", "is a file; name a folder"),
         (tmp_path / "file" / "below", "file: no folder can be made there"),
-        (Path(), "is the folder you are in, or around it"),
-        (Path(".."), "is the folder you are in, or around it"),
+        (Path(), "is or contains the current folder"),
+        (Path(".."), "is or contains the current folder"),
         (version.path / "export", "is in the version .*, which never changes"),
-        (version.path.with_name("v7"), "would pass for a version of 'arith'"),
+        (version.path.with_name("v7"), "would look like a version of 'arith'"),
         (Path("~nobody-of-this-name/out"), "cannot be a folder"),
         (Path("a" * 5000), "cannot be a folder: .*File name too long"),
     ]:

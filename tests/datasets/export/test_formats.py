@@ -1,4 +1,4 @@
-"""What every format holds of a version, and what each of the tools finds beside the rows."""
+"""Export formats: which rows of a version each contains, and the files for its tool beside the rows."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.published import publish_questions
 
 
 def row_lines(form: str) -> Iterator[tuple[str, str]]:
-    """Where each of a version's files goes in a format of JSONL files."""
+    """Yield the path of each file of a version, and its path in a JSONL export."""
     kinds = FORMATS[form].writers
     for source, file in ROLE_FILES.items():
         if file.kind in kinds:
@@ -46,7 +46,7 @@ TEXTUAL = {"prompt", "completion", "chosen", "rejected"}
 
 
 def texts_in(value: object) -> set[str]:
-    """Every text in a value, the names of roles apart."""
+    """Return every text in a value except the names of roles."""
     match value:
         case str():
             return {value}

@@ -1,4 +1,4 @@
-"""Rows as other tools write them: each tool's documented example, and nothing that a row says is lost."""
+"""Rows in other tools' formats: each tool's documented example, and no content of a row is lost."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -158,14 +158,14 @@ def test_a_prompt_in_which_the_two_do_not_take_turns_is_refused_by_name(
     roles: list[str], write: Callable[[SftRow], Record]
 ) -> None:
     with pytest.raises(
-        VersionError, match=r"sft-verifier/q1/0.1: its prompt reads .*; this format takes user, assistant"
+        VersionError, match=r"sft-verifier/q1/0.1: its prompt has turns .*; this format takes user, assistant"
     ):
         write(sft([said(role, "x") for role in roles], "4"))
 
 
 @st.composite
 def prompts(draw: st.DrawFn) -> list[MessageRow]:
-    """What a role may have seen: system text or none, examples or none, a question."""
+    """Draw a prompt: a question, with or without system text and examples before it."""
     system = draw(st.lists(st.text(), max_size=1))
     examples = draw(st.lists(st.tuples(st.text(), st.text()), max_size=3))
     turns = [said(role, text) for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]
@@ -184,7 +184,7 @@ def of_sharegpt(turns: Sequence[Record]) -> list[tuple[str, str]]:
 
 
 def of_alpaca(record: Record) -> list[tuple[str, str]]:
-    """As LLaMA-Factory reads it; an empty system text is none."""
+    """Read a record as LLaMA-Factory does; an empty system text is no message."""
     history = [
         (role, text) for pair in record["history"] for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
@@ -193,7 +193,7 @@ def of_alpaca(record: Record) -> list[tuple[str, str]]:
 
 
 def parsed(record: object) -> Record:
-    """Write a record on a line and read it again."""
+    """Write a record as a line of JSON and read it back."""
     assert isinstance(record, dict)
     line = json_line(record)
     assert b"\n" not in line

@@ -1,4 +1,4 @@
-"""Trees as stepwise supervision."""
+"""Export of trees as stepwise supervision."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from tests.strategies import tree_of, valued, valued_trees
 
 
 class Paths(NamedTuple):
-    """A tree's rows, and how many of its paths are none, by why."""
+    """A tree's rows, and the number of its paths that were left out, by reason."""
 
     rows: list[StepwiseRow]
     left_out: Counter[str]

@@ -1,4 +1,4 @@
-"""The card: what it tells, and that every config it names loads."""
+"""The dataset card: its content, and that every config it names loads."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Load = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def load_dataset(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Hugging Face's, with a cache of its own."""
+    """Hugging Face's `load_dataset` with a separate cache."""
     return partial(pytest.importorskip("datasets").load_dataset, cache_dir=str(tmp_path_factory.mktemp("cache")))
 
 
@@ -30,7 +30,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
 
 @pytest.fixture(scope="module")
 def all_wrong(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    """No supervised row and no pair in it."""
+    """Version without supervised rows and pairs."""
     folder = tmp_path_factory.mktemp("datasets")
     return publish([valued(tree_of("q1"), [0] * 27)], spec_of(), PROVENANCE, folder)
 

@@ -1,4 +1,4 @@
-"""The report: its figures, the trees it shows, and that what models wrote stays text in it."""
+"""The report: its figures, the trees it shows, and that a model's text stays text in it."""
 
 import json
 import re
@@ -44,7 +44,7 @@ TURNED = "abc\u202edef\u2066ghi\x1b[31m\x00\x07"
 
 
 class Tags(HTMLParser):
-    """The elements of a page, and what scripts hold."""
+    """Parser that collects a page's elements and the contents of its scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def failed(question_id: str) -> ValuedTree:
 
 
 def saying(text: str, question_id: str = "q1", shape: tuple[int, int, int] = (3, 3, 3)) -> ValuedTree:
-    """A tree whose every text, and question, is this."""
+    """Return a tree whose question and texts are all this text."""
     tree = tree_of(question_id, shape)
     nodes = {
         address: Node(address, node.prompt, replace(node.completion, text=text)) for address, node in tree.nodes.items()
@@ -177,7 +177,7 @@ def test_the_picture_is_an_image_that_stands_alone(mixed: DatasetVersion) -> Non
     picture = ElementTree.fromstring(render_picture(mixed.manifest))
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
     said = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"How often the answers are correct", "maj@27 of leaves", "generator"} <= set(said)
+    assert {"Accuracy of the answers", "maj@27 of leaves", "generator"} <= set(said)
 
 
 def test_the_figures_in_markdown_are_the_picture_and_a_table_each(mixed: DatasetVersion) -> None:
@@ -200,7 +200,7 @@ def test_a_small_version_is_shown_whole_in_the_order_of_its_questions(mixed: Dat
     assert "All 2 questions." in page
 
 
-def test_which_questions_are_shown_depends_on_their_ids_alone() -> None:
+def test_the_choice_of_questions_depends_on_their_ids_alone() -> None:
     ids = [f"q{number}" for number in range(KEPT * 3)]
     shuffled = [*ids]
     Random(0).shuffle(shuffled)
@@ -236,7 +236,7 @@ def test_a_page_stays_small_whatever_it_is_of(tmp_path: Path) -> None:
     assert "more characters]" in shown[0]["question"]
 
 
-def test_of_a_tree_with_many_children_the_first_are_shown_and_the_rest_counted() -> None:
+def test_a_tree_with_many_children_shows_the_first_and_counts_the_rest() -> None:
     tree = json.loads(sampled(iter([saying("x", shape=(12, 2, 8))])).chosen[0])
     assert len(tree["nodes"]) == 6 + 6 * 2 + 6 * 2 * 6
     assert tree["hidden"] == 12 + 12 * 2 + 12 * 2 * 8 - len(tree["nodes"])
@@ -248,7 +248,7 @@ def test_a_failed_question_is_shown_with_its_reasons() -> None:
     assert tree["failures"] == [{"role": "generator", "node": "", "reason": "HTTP 500 from the provider, 5 attempts"}]
 
 
-# Whatever models wrote stays text.
+# A model's text stays text.
 
 
 @pytest.mark.parametrize("text", [HOSTILE, TURNED, "plain"])
@@ -260,7 +260,7 @@ def test_a_page_holds_no_element_that_a_model_wrote(text: str, tmp_path: Path) -
     assert not [attrs for _, attrs in found.tags if {"style", "onerror", "onclick", "src", "srcset"} & attrs.keys()]
 
 
-def test_what_a_model_wrote_is_in_the_data_as_it_is(tmp_path: Path) -> None:
+def test_a_model_s_text_is_unchanged_in_the_page_s_data(tmp_path: Path) -> None:
     page = (publish([saying(HOSTILE)], spec_of(), PROVENANCE, tmp_path).path / "report.html").read_text(
         encoding="utf-8"
     )

@@ -1,4 +1,4 @@
-"""The report in a real browser, opened from disk: what it shows, asks for and lets happen."""
+"""The report in a real browser, opened from disk: its content, its network requests, and whether scripts can run."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ PLANTED = "<script>window.ran = 1</script></script><img src=x onerror='window.ra
 
 
 def planted_tree() -> ValuedTree:
-    """A mixed tree whose first generation tries to become part of the page."""
+    """Return a mixed tree whose first generation tries to inject markup into the page."""
     tree = mixed_tree("planted")
     node = tree.tree.nodes[Address((0,))]
     written = Node(node.address, node.prompt, replace(node.completion, text=PLANTED))
@@ -25,7 +25,7 @@ def planted_tree() -> ValuedTree:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a report with questions of every kind."""
+    """URL of a report with questions of every kind."""
     trees = [
         mixed_tree("m1"),
         valued(tree_of("all right"), [1] * 27),
@@ -45,7 +45,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser: Page, report: str) -> Iterator[Page]:
-    """The report as it opens; nothing may be complained about, or asked of the network, until the test is over."""
+    """The report as it opens; the test fails on a console message or a network request."""
     browser.show_as(1280)
     browser.open("about:blank")
     browser.open(report)
@@ -72,7 +72,7 @@ def click(page: Page, selector: str) -> None:
 ALL = ["What is m1?", "What is all right?", "What is w&1?", "What is lost?", "What is planted?"]
 
 
-def test_it_opens_from_disk_and_shows_the_first_tree(page: Page) -> None:
+def test_the_report_opens_from_disk_and_shows_the_first_tree(page: Page) -> None:
     assert page.js("document.title") == "arith v1 · MALT report"
     assert listed(page) == ALL
     assert question(page) == "What is m1?"
@@ -95,6 +95,8 @@ def test_filters_show_one_kind_of_question(page: Page, kind: str, expected: list
     assert listed(page) == expected
     named = {"all right": "all positive", "all wrong": "all negative"}.get(kind, kind)
     assert page.js("document.querySelector('#filters [aria-pressed=true]').textContent") == f"{named} {len(expected)}"
+    if kind != "all":
+        assert page.js("document.querySelector('#questions .id').textContent") == named
     assert page.js("document.querySelector('#found').textContent") == f"{len(expected)} of 5 shown"
 
 
@@ -182,7 +184,7 @@ def test_a_failed_question_tells_its_reasons(page: Page, report: str) -> None:
     assert "generator: HTTP 500 from the provider, 5 attempts" in page.js("document.querySelector('#tree').innerText")
 
 
-def test_what_a_model_wrote_is_shown_as_text_and_never_runs(page: Page, report: str) -> None:
+def test_a_model_s_text_is_shown_as_text_and_never_runs(page: Page, report: str) -> None:
     page.open("about:blank")
     page.open(f"{report}#q=planted")
     assert page.js("document.querySelector('.card .text').textContent") == PLANTED.replace("\u202e", "\\u202e")
@@ -238,7 +240,7 @@ def test_all_text_is_readable_in_light_and_dark(page: Page, dark: bool) -> None:
     assert page.js(CONTRAST) == []
 
 
-def test_it_prints_without_its_controls_and_with_whole_texts(page: Page) -> None:
+def test_the_report_prints_without_its_controls_and_with_whole_texts(page: Page) -> None:
     page.call("Emulation.setEmulatedMedia", media="print")
     for control in ("#viewer nav", ".moves", ".keys"):
         assert page.js(f"getComputedStyle(document.querySelector('{control}')).display") == "none"

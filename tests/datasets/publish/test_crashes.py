@@ -1,4 +1,4 @@
-"""kill -9 before every change of the file system that publishing, removing and tagging make, and at random moments."""
+"""kill -9 before every file-system change of publishing, removing and tagging, and at random moments."""
 
 import shutil
 from itertools import count
@@ -15,12 +15,12 @@ from tests.published import publish_small
 SEED = 4711
 MOMENTS = 50
 LONGEST_S = 0.1
-"""About what a publisher takes: some are killed at work, some have just ended."""
+"""About as long as publishing takes, in seconds: some publishers are killed at work, some have just finished."""
 
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A dataset in three versions, the first of them tagged."""
+    """Dataset with three versions; the first one is tagged."""
     for question_id in ("q1", "q2", "q3"):
         publish_small(tmp_path, question_id)
     move_tag(tmp_path, "paper", 1)

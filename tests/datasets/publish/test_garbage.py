@@ -1,4 +1,4 @@
-"""What gc takes: rows that no version uses and that are old, and what dead writers left. Never anything else."""
+"""`malt gc`: it removes old rows that no version uses and the folders of dead writers, and nothing else."""
 
 import json
 import os
@@ -33,14 +33,14 @@ def sample(key: str, question_id: str, role: str = "generator", created_at: floa
 
 
 def samples_of(question_id: str) -> list[StoredSample]:
-    """The rows behind a tree that `publish_questions` publishes, and one of its judge's."""
+    """Return the stored rows of a tree that `publish_questions` publishes, and one row of its judge."""
     nodes = [sample(f"{question_id}/{address}", question_id, address.role) for address in addresses()]
     return [*nodes, sample(f"judge-of-{question_id}", question_id, Role.EVALUATOR)]
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions, of one question each."""
+    """Datasets folder with two versions of one question each."""
     datasets_dir = tmp_path_factory.mktemp("datasets")
     for question_id in ("q1", "q2"):
         publish_questions([question_id], datasets_dir)
@@ -49,7 +49,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(published: Path, settings: Settings) -> Store:
-    """The rows of two versions, and of a question that is in none."""
+    """Store with the rows of two versions, and of a question that is in neither."""
     copied(published, settings.datasets_dir)
     store = Store(settings.store)
     for question_id in ("q1", "q2", "q3"):
@@ -67,7 +67,7 @@ def test_rows_that_no_version_uses_go_and_all_others_stay(store: Store, settings
     assert keys(store) == {row.key for question_id in ("q1", "q2") for row in samples_of(question_id)}
 
 
-def test_what_an_evaluation_asked_stays(store: Store, settings: Settings) -> None:
+def test_an_evaluation_s_answers_stay(store: Store, settings: Settings) -> None:
     folder = settings.data_dir / "evaluations" / "sums" / "v1"
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"question_id": ["q3", "q3"]}), folder / "answers.parquet")
@@ -77,7 +77,7 @@ def test_what_an_evaluation_asked_stays(store: Store, settings: Settings) -> Non
         collect_garbage(settings, 30 * DAY, delete=True)
 
 
-def test_a_dry_run_counts_the_same_and_takes_nothing(store: Store, settings: Settings) -> None:
+def test_a_dry_run_counts_the_same_and_removes_nothing(store: Store, settings: Settings) -> None:
     before = keys(store)
     counted = collect_garbage(settings, 30 * DAY)
     assert keys(store) == before
@@ -97,7 +97,7 @@ def test_a_sample_beyond_those_that_a_version_has_goes(store: Store, settings: S
     assert {"q1/3", "q1/0.3"} & keys(store) == set()
 
 
-def test_what_a_judge_said_to_a_question_of_any_version_stays(store: Store, settings: Settings) -> None:
+def test_a_judge_s_replies_to_questions_of_any_version_stay(store: Store, settings: Settings) -> None:
     store.write([sample("another-judge", "q1", Role.EVALUATOR), sample("stray-judge", "q4", Role.EVALUATOR)])
     collect_garbage(settings, 30 * DAY, delete=True)
     assert "another-judge" in keys(store)
@@ -159,7 +159,7 @@ def test_nothing_goes_where_a_link_leads_nowhere(store: Store, settings: Setting
     folder = settings.datasets_dir / place
     folder.rename(tmp_path / "away")
     folder.symlink_to(tmp_path / "disk" / "away")
-    with pytest.raises(VersionError, match=r"names what is not there, .*; nothing was removed"):
+    with pytest.raises(VersionError, match=r"is a broken link, .*; nothing was removed"):
         collect_garbage(settings, 30 * DAY, delete=True)
     assert len(keys(store)) == 120
 
@@ -173,14 +173,14 @@ def test_nothing_goes_where_a_version_is_lost(store: Store, settings: Settings, 
 
 def test_nothing_goes_while_a_version_is_being_made(store: Store, settings: Settings) -> None:
     staging = open_staging(settings.datasets_dir / "arith")
-    with pytest.raises(VersionError, match=r"arith/.tmp-.* just made, or is; run malt gc again"):
+    with pytest.raises(VersionError, match=r"arith/.tmp-.* being made, or just made; run malt gc again"):
         collect_garbage(settings, 30 * DAY, delete=True)
     assert collect_garbage(settings, 30 * DAY).rows == 40
     assert len(keys(store)) == 120
     assert staging.is_dir()
 
 
-def test_what_a_dead_writer_left_goes(store: Store, settings: Settings) -> None:
+def test_a_dead_writer_s_folder_is_removed(store: Store, settings: Settings) -> None:
     folder = settings.datasets_dir / "arith"
     left = folder / temporary_name(folder).name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
     (left / "sft").mkdir(parents=True)
@@ -211,7 +211,7 @@ def test_without_versions_only_age_keeps_a_row(settings: Settings) -> None:
         assert keys(store) == {"young"}
 
 
-def test_a_row_that_was_answered_since_it_was_looked_at_stays(store: Store) -> None:
+def test_a_row_that_was_answered_during_the_collection_stays(store: Store) -> None:
     failed = replace(sample("k", "q9"), response=None, error="HTTP 500")
     store.write([failed])
     store.write([sample("k", "q9", created_at=time.time())])
@@ -245,7 +245,7 @@ def test_the_command_is_a_dry_run_unless_told_to_delete(
     assert exit_code(["gc"]) == 0
     said = capsys.readouterr().out
     assert "not used by any version:\n  40 rows of the store" in said
-    assert "what the 2 versions there use stays; to remove the rest: --delete" in said
+    assert "rows that the 2 versions use are kept; to remove the others: --delete" in said
     assert len(keys(store)) == 120
     assert exit_code(["gc", "--older-than", "60d", "--delete", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 0
@@ -263,6 +263,6 @@ def test_the_command_is_a_dry_run_unless_told_to_delete(
 
 
 @pytest.mark.parametrize("age", ["soon", "30", "-1d", "1w", ""])
-def test_what_is_no_age_is_refused(age: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_age_is_refused(age: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["gc", "--older-than", age]) == 2
     assert "is no age; write 30d, 12h or 90m." in capsys.readouterr().err

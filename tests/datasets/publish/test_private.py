@@ -1,4 +1,4 @@
-"""What lies in the data folder is this user's alone, whatever the umask, also while it is being written."""
+"""Files in the data folder are private to the user whatever the umask, also while they are being written."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def open_umask() -> Iterator[None]:
 
 
 def open_to_others(folder: Path) -> list[str]:
-    """What others may read, write or enter, links apart."""
+    """List files and folders that other users may read, write or enter; links do not count."""
     return [
         f"{path} {stat.filemode(path.lstat().st_mode)}"
         for path in folder.rglob("*")
@@ -35,7 +35,7 @@ def open_to_others(folder: Path) -> list[str]:
     ]
 
 
-def test_published_versions_tags_and_locks_are_the_user_s_alone(tmp_path: Path) -> None:
+def test_published_versions_tags_and_locks_are_private_to_the_user(tmp_path: Path) -> None:
     publish_questions(["q1"], tmp_path / "datasets")
     publish_questions(["q1", "q2"], tmp_path / "datasets")
     set_tag(tmp_path / "datasets" / "arith", "paper", 1)
@@ -43,16 +43,16 @@ def test_published_versions_tags_and_locks_are_the_user_s_alone(tmp_path: Path) 
     assert open_to_others(tmp_path) == []
 
 
-def test_a_version_that_is_being_written_stands_in_a_closed_folder(tmp_path: Path) -> None:
+def test_a_version_is_written_in_a_private_folder(tmp_path: Path) -> None:
     with VersionWriter(spec_of(), PROVENANCE, tmp_path / "datasets" / "arith") as writer:
         writer.add(mixed_shard("q1"))
         [staging] = (tmp_path / "datasets" / "arith").glob(".tmp-*")
         assert stat.S_IMODE(staging.stat().st_mode) == 0o700
-        assert re.search(r"-[0-9a-f]{8}$", staging.name)  # and nobody can foretell its name
+        assert re.search(r"-[0-9a-f]{8}$", staging.name)  # an unpredictable name
         assert open_staging(staging.parent) != staging
 
 
-async def test_the_store_and_a_dataset_s_lock_are_the_user_s_alone(tmp_path: Path) -> None:
+async def test_the_store_and_a_dataset_s_lock_are_private_to_the_user(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     with Store(settings.store) as store:
         list(store.old_rows(0))
@@ -62,7 +62,7 @@ async def test_the_store_and_a_dataset_s_lock_are_the_user_s_alone(tmp_path: Pat
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
-def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+def test_an_existing_folder_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir(mode=0o755)
     make_private_folder(tmp_path / "shared" / "mine" / "deep")
     modes = [stat.S_IMODE((tmp_path / place).stat().st_mode) for place in ("shared", "shared/mine", "shared/mine/deep")]
@@ -70,7 +70,7 @@ def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
 
 
 def test_no_module_names_a_file_in_the_shared_temporary_folder() -> None:
-    """`tempfile` gives names that nobody can foretell, and files of mode 0600."""
+    """`tempfile` gives unpredictable names, and files of mode 0600."""
     root = Path(__file__).parents[3]
     fixed = re.compile(r"""["']/tmp|gettempdir|mktemp\(|TMPDIR""")
     sources = [path for part in ("malt", "tasks", "flows") for path in (root / part).rglob("*.py")]
@@ -78,7 +78,7 @@ def test_no_module_names_a_file_in_the_shared_temporary_folder() -> None:
     assert [str(path) for path in sources if fixed.search(path.read_text())] == []
 
 
-async def test_all_that_a_run_leaves_in_the_data_folder_is_the_user_s_alone(
+async def test_a_run_s_files_in_the_data_folder_are_private_to_the_user(
     provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "k")

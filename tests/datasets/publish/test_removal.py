@@ -1,4 +1,4 @@
-"""Removing versions: never what is needed, never a number twice."""
+"""Removing versions: a needed version stays, and a removed number is not reused."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.published import PROVENANCE, copied, mixed_shard, publish_questions, 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset in three versions."""
+    """Dataset with three versions."""
     datasets_dir = tmp_path_factory.mktemp("datasets")
     for question_id in ("q1", "q2", "q3"):
         publish_questions([question_id], datasets_dir)
@@ -37,13 +37,13 @@ def test_a_version_that_nothing_needs_is_removed_with_all_its_files(folder: Path
 
 
 @pytest.mark.parametrize("reference", ["arith", "arith@latest", "arith@v3"])
-def test_what_latest_names_stays(folder: Path, reference: str) -> None:
+def test_the_latest_version_cannot_be_removed(folder: Path, reference: str) -> None:
     with pytest.raises(VersionError, match=r"arith@v3 stays: `latest` names it. Make a newer version first"):
         remove_version(reference, folder.parent)
     assert version_numbers(folder) == [1, 2, 3]
 
 
-def test_what_a_tag_names_stays_until_the_tag_is_gone(folder: Path) -> None:
+def test_a_tagged_version_cannot_be_removed_until_its_tag_is(folder: Path) -> None:
     set_tag(folder, "paper", 1)
     for reference in ("arith@v1", "arith@paper", folder / "v1"):
         with pytest.raises(VersionError, match=r"it is tagged paper. First: malt tag arith paper --remove"):
@@ -67,8 +67,8 @@ def test_a_removed_version_s_number_is_not_given_again(folder: Path) -> None:
     assert publish_questions(["q1"], folder.parent).number == 4
 
 
-def test_a_publisher_who_meant_to_take_a_number_that_came_and_went_takes_the_next(folder: Path) -> None:
-    """Version 4 is made and removed while the slow one is about to take its number."""
+def test_a_publisher_skips_a_number_that_was_used_and_removed_meanwhile(folder: Path) -> None:
+    """Version 4 is published and removed while the slow publisher is about to take that number."""
     with VersionWriter(spec_of(), PROVENANCE, folder) as slow:
         slow.add(mixed_shard("slow"))
         for question_id in ("q4", "q5"):
@@ -96,7 +96,7 @@ def test_a_version_is_removed_once(folder: Path) -> None:
 
 def test_a_copy_is_not_removed(folder: Path) -> None:
     copy = open_version("arith@v1", folder.parent).path.rename(folder.parent / "copy")
-    with pytest.raises(VersionError, match=r"copy is a copy, and none of a dataset's versions"):
+    with pytest.raises(VersionError, match=r"copy is a copy outside its dataset's folder"):
         remove_version(copy)
     assert (copy / "manifest.json").is_file()
 

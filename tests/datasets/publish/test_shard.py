@@ -1,4 +1,4 @@
-"""Shards: however trees are cut into them, the version that they are put together to is the same."""
+"""Shards: a version is the same however its trees are divided among them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,7 +22,9 @@ TREES = [
 
 
 def put_together(folder: Path, *cuts: int) -> tuple[Manifest, list[bytes]]:
-    """What is said of the trees, cut at these places, and those that the report shows; files apart from their rows."""
+    """Write the trees in shards cut at these places; return the manifest, without sizes and digests of whole files,
+    and the trees in the report.
+    """
     with VersionWriter(spec_of(), PROVENANCE, folder) as writer:
         for start, end in pairwise([0, *cuts, len(TREES)]):
             writer.add(make_shard(TREES[start:end], spec_of(), Screening(), writer.stats.sample.bar))

@@ -14,7 +14,7 @@ from tests.published import copied, publish_questions
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset in two versions."""
+    """Dataset with two versions."""
     folder = tmp_path_factory.mktemp("datasets")
     publish_questions(["q1"], folder)
     publish_questions(["q1", "q2"], folder)
@@ -42,7 +42,7 @@ def test_a_tag_stays_when_newer_versions_are_published(folder: Path) -> None:
 
 def test_a_tag_moves_only_when_told_to(folder: Path) -> None:
     set_tag(folder, "paper", 1)
-    with pytest.raises(VersionError, match="arith@paper names v1; to let it name v2, add --move"):
+    with pytest.raises(VersionError, match="arith@paper points at v1; to move it to v2, add --move"):
         set_tag(folder, "paper", 2)
     assert set_tag(folder, "paper", 1) == 1
     assert set_tag(folder, "paper", 2, move=True) == 1
@@ -60,14 +60,14 @@ def test_a_removed_tag_leaves_its_version(folder: Path) -> None:
 @pytest.mark.parametrize(
     "tag", ["v3", "V3", "v1.0", "3", "latest", "Latest", "", ".tmp", "a/b", "..", "a b", "ä", "a" * 101]
 )
-def test_what_reads_like_a_number_or_like_latest_is_no_tag(folder: Path, tag: str) -> None:
-    with pytest.raises(VersionError, match="can be no tag"):
+def test_a_tag_that_reads_like_a_number_or_latest_is_refused(folder: Path, tag: str) -> None:
+    with pytest.raises(VersionError, match="is no valid tag"):
         set_tag(folder, tag, 1)
     assert linked_numbers(folder) == {"latest": 2}
 
 
 @pytest.mark.parametrize("tag", ["paper", "ICLR-2026", "v", "vanilla", "latest2", "a.b_c-d"])
-def test_other_words_are_tags(folder: Path, tag: str) -> None:
+def test_any_other_word_may_be_a_tag(folder: Path, tag: str) -> None:
     set_tag(folder, tag, 1)
     assert open_version(f"arith@{tag}", folder.parent).number == 1
 
@@ -77,7 +77,7 @@ def test_latest_is_no_tag_to_be_removed(folder: Path) -> None:
         remove_tag(folder, "latest")
 
 
-def test_a_tag_that_is_not_there_says_what_is(folder: Path) -> None:
+def test_a_missing_tag_is_refused_with_the_existing_ones(folder: Path) -> None:
     set_tag(folder, "paper", 1)
     with pytest.raises(VersionError, match="dataset 'arith' has no tag papre; there are: v1, v2, paper"):
         open_version("arith@papre", folder.parent)
@@ -85,18 +85,18 @@ def test_a_tag_that_is_not_there_says_what_is(folder: Path) -> None:
 
 def test_a_file_that_is_no_tag_is_never_replaced(folder: Path) -> None:
     (folder / "notes").write_text("mine")
-    with pytest.raises(VersionError, match="notes is there, and is no tag"):
+    with pytest.raises(VersionError, match="notes exists and is no tag"):
         set_tag(folder, "notes", 1, move=True)
     assert (folder / "notes").read_text() == "mine"
 
 
-def test_a_version_that_is_not_there_is_not_tagged(folder: Path) -> None:
-    with pytest.raises(VersionError, match="arith@v7 is not there; tag another version"):
+def test_a_missing_version_is_not_tagged(folder: Path) -> None:
+    with pytest.raises(VersionError, match="arith@v7 does not exist; tag another version"):
         set_tag(folder, "paper", 7)
     assert tags_of(folder) == {}
 
 
-def test_of_writers_at_once_who_do_not_move_a_tag_one_wins(folder: Path) -> None:
+def test_one_of_several_concurrent_writers_sets_a_new_tag(folder: Path) -> None:
     together = Barrier(8)
 
     def tag(writer: int) -> bool:

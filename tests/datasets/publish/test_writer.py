@@ -33,7 +33,7 @@ from tests.strategies import incomplete_tree_of, tree_of, valued
 
 
 def with_completion(tree: ValuedTree, **changed: object) -> ValuedTree:
-    """The same tree with something else in every completion."""
+    """Return the same tree with changed fields in every completion."""
     nodes = {
         address: Node(address, node.prompt, replace(node.completion, **changed))  # type: ignore[arg-type]
         for address, node in tree.tree.nodes.items()
@@ -42,7 +42,7 @@ def with_completion(tree: ValuedTree, **changed: object) -> ValuedTree:
 
 
 def shuffled(tree: ValuedTree, random: Random) -> ValuedTree:
-    """The same tree with its nodes and grades in another order."""
+    """Return the same tree with its nodes and grades in another order."""
     nodes, grades = list(tree.tree.nodes.items()), list(tree.grades.items())
     random.shuffle(nodes)
     random.shuffle(grades)
@@ -61,7 +61,7 @@ TRAINING_FILES: list[tuple[str, int, set[str]]] = [
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    """A version of two questions, to be read."""
+    """Version of two questions, only to be read."""
     return publish_questions(["q1", "q2"], tmp_path_factory.mktemp("datasets"))
 
 
@@ -109,7 +109,7 @@ def test_the_order_in_which_completions_arrived_does_not_show(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("column", sorted(MEASURED))
-def test_what_was_measured_is_recorded_but_is_not_content(tmp_path: Path, column: str) -> None:
+def test_measurements_are_recorded_but_are_not_content(tmp_path: Path, column: str) -> None:
     first = publish_questions(["q1"], tmp_path)
     measured = "77" if column == "run" else 77
     slower = with_completion(mixed_tree("q1"), **{column: measured})
@@ -119,13 +119,13 @@ def test_what_was_measured_is_recorded_but_is_not_content(tmp_path: Path, column
 
 
 @pytest.mark.parametrize("changed", [{"text": "else"}, {"model": "else"}, {"reasoning": "hm"}, {"key": "else"}])
-def test_what_a_model_said_is_content(tmp_path: Path, changed: dict[str, str]) -> None:
+def test_a_model_s_reply_is_content(tmp_path: Path, changed: dict[str, str]) -> None:
     publish_questions(["q1"], tmp_path)
     assert publish([with_completion(mixed_tree("q1"), **changed)], spec_of(), PROVENANCE, tmp_path).number == 2
 
 
 def test_a_recorded_run_keeps_its_digest(two: DatasetVersion) -> None:
-    """When this digest changes, no published version can be rebuilt to its own: a line for the CHANGELOG."""
+    """If this digest changes, published versions can no longer be rebuilt to their own: note it in the CHANGELOG."""
     assert two.manifest.content_sha256 == RECORDED
 
 
@@ -233,7 +233,7 @@ def test_the_digest_of_the_questions_does_not_depend_on_what_became_of_them(tmp_
     assert whole.content_sha256 != short.content_sha256
 
 
-def test_the_manifest_says_what_became_of_every_candidate(two: DatasetVersion) -> None:
+def test_the_manifest_counts_the_outcome_of_every_candidate(two: DatasetVersion) -> None:
     manifest = two.manifest
     for role in PLAYERS:
         for kind, counts in manifest.selection[role].items():
@@ -298,7 +298,7 @@ def test_half_characters_in_a_provider_s_words_are_replaced_not_fatal(tmp_path: 
 
 
 def publish_at_once(datasets_dir: Path, question_ids: list[str]) -> list[DatasetVersion]:
-    """Publish each question by itself; all are at the point of publishing before the first one does."""
+    """Publish each question as a version of its own; all writers are ready before the first one publishes."""
     together = threading.Barrier(len(question_ids))
 
     def run(question_id: str) -> DatasetVersion:
@@ -382,7 +382,7 @@ def test_a_damaged_newest_version_does_not_keep_the_next_one_from_being_made(
     assert "arith cannot be read" in caplog.text
 
 
-def test_where_the_questions_are_is_published_without_what_opens_it(tmp_path: Path) -> None:
+def test_the_address_of_the_questions_is_published_without_its_credentials(tmp_path: Path) -> None:
     config = spec_of().as_config()
     secret = "https://host.example/q.jsonl?token=t0ken&X-Amz-Signature=s1gn"
     config["questions"]["source"], config["dataset"]["decontaminate"] = secret, [secret]

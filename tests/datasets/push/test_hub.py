@@ -1,4 +1,4 @@
-"""Pushing a version to the Hugging Face Hub, as a stand-in on loopback speaks."""
+"""Pushing a version to a local stand-in for the Hugging Face Hub."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.hub import OWNER, READ_TOKEN, Blob, Hub
 from tests.hub import hub as hub
 from tests.published import publish_questions, publish_two_datasets
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # raised in Hugging Face's library
 
 MALT = "from malt.cli.main import main; main()"
 PROJECT = Path(__file__).parents[3]
@@ -36,7 +36,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def datasets(published: Path) -> Path:
-    """Versions to push, and to change."""
+    """Versions that a test may push and change."""
     folder = Settings().datasets_dir
     shutil.copytree(published, folder, symlinks=True)
     return folder
@@ -44,7 +44,7 @@ def datasets(published: Path) -> Path:
 
 @pytest.fixture
 def another(tmp_path: Path) -> DatasetVersion:
-    """A version of the same name and number as `arith@v1`, with other content."""
+    """Version with the name and number of `arith@v1` and other content."""
     return publish_questions(["q3"], tmp_path / "elsewhere")
 
 
@@ -53,7 +53,7 @@ def pushed(reference: str, *, public: bool = False) -> Pushed:
 
 
 def contents(hub: Hub, revision: str) -> dict[str, bytes]:
-    """What the repository holds, what the Hub puts there itself apart."""
+    """Return the repository's files except those that the Hub adds itself."""
     files = hub.repositories[ID].files(revision)
     return {path: blob.content for path, blob in files.items() if path != ".gitattributes"}
 
@@ -74,13 +74,13 @@ def test_a_version_becomes_one_commit_and_a_tag(hub: Hub) -> None:
     )
 
 
-def test_a_repository_is_private_unless_it_shall_not_be(hub: Hub) -> None:
+def test_a_repository_is_private_unless_public_is_requested(hub: Hub) -> None:
     assert pushed("arith@v1").private is hub.repositories[ID].is_private is True
     hub.repositories.clear()
     assert pushed("arith@v1", public=True).private is hub.repositories[ID].is_private is False
 
 
-def test_nothing_becomes_public_by_going_where_others_look(hub: Hub) -> None:
+def test_a_private_version_is_not_pushed_to_a_public_repository(hub: Hub) -> None:
     pushed("arith@v1", public=True)
     with pytest.raises(PushError, match=r"is public; nothing was sent. If anyone may read this version, add --public"):
         pushed("arith@v2")
@@ -111,7 +111,7 @@ def test_an_older_version_is_tagged_beside_main(hub: Hub) -> None:
     assert pushed("arith@v1").sent == 0
 
 
-def test_a_file_that_only_the_version_before_had_goes(hub: Hub) -> None:
+def test_a_file_that_only_the_previous_version_had_is_removed(hub: Hub) -> None:
     pushed("arith@v1")
     repository = hub.repositories[ID]
     manifest = json.loads(repository.files("main")[MANIFEST_FILE].content)
@@ -131,6 +131,7 @@ def test_a_push_killed_half_way_goes_on_where_it_was(hub: Hub) -> None:
     assert hub.stalled.wait(180)
     killed.kill()
     killed.wait()
+    hub.stall_at = None
     arrived = set(hub.uploads)
     hub.uploads.clear()
     assert arrived
@@ -181,7 +182,7 @@ def test_a_repository_holds_versions_of_one_dataset(hub: Hub) -> None:
         push(open_version("logic"), DEST)
 
 
-def test_what_others_put_there_is_not_overwritten(hub: Hub) -> None:
+def test_files_of_others_are_not_overwritten(hub: Hub) -> None:
     pushed("arith@v1")
     repository = hub.repositories[ID]
     repository.tags.clear()
@@ -198,7 +199,7 @@ def test_a_manifest_of_another_release_is_left_alone(hub: Hub) -> None:
 
 
 def test_two_pushes_at_once_do_not_mix(hub: Hub) -> None:
-    """The commit names its parent: what another has committed meanwhile is never buried."""
+    """The commit names its parent, so that somebody else's commit in between is not overwritten."""
     pushed("arith@v1")
     hub.raced = True
     with pytest.raises(PushError, match=r"changed there meanwhile \(A commit has happened.*; push again"):
@@ -207,14 +208,14 @@ def test_two_pushes_at_once_do_not_mix(hub: Hub) -> None:
 
 
 def refusal(dest: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line that a push ends with."""
+    """Return the one-line error of a push."""
     assert exit_code(["push", "arith@v1", dest]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     return said.err
 
 
-def test_without_a_token_nothing_is_asked(
+def test_a_push_without_a_token_sends_nothing(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
@@ -230,12 +231,12 @@ def test_a_login_will_do_for_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     assert pushed("arith@v1").sent > 0
 
 
-def test_a_token_that_is_none_is_refused(
+def test_an_invalid_token_is_refused(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_hush")
     said = refusal(DEST, capsys)
-    assert "the Hub does not take this token (Invalid credentials in Authorization header); set HF_TOKEN to a" in said
+    assert "the Hub does not accept this token (Invalid credentials in Authorization header); set HF_TOKEN to a" in said
     assert "hf_hush" not in said
 
 
@@ -274,7 +275,7 @@ print(len(rows))
 """
 
 
-def test_what_was_pushed_loads_with_datasets(hub: Hub) -> None:
+def test_pushed_versions_load_with_datasets(hub: Hub) -> None:
     pushed("arith@v1")
     pushed("arith@v2")
     loaded = subprocess.run([sys.executable, "-c", LOAD], env=os.environ, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Pushing a version to a folder, to S3, and to whatever else fsspec knows. The Hub's tests are test_hub."""
+"""Pushing a version to a folder, to S3, and to other fsspec addresses; test_hub.py covers the Hub."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def version(published: Path) -> DatasetVersion:
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
-    """A version of the same name and number, with other content."""
+    """Version with the same name and number and other content."""
     return publish_questions(["q3"], tmp_path_factory.mktemp("elsewhere"))
 
 
@@ -57,7 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def paths_of(version: DatasetVersion) -> list[str]:
-    """All files of a version, in the order in which they are sent."""
+    """Return all files of a version, in the order in which they are sent."""
     return [file.path for file in bundle_files(version).files]
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_someone_changed_there_is_not_overwritten(version: DatasetVe
     assert (tmp_path / "arith/v1/README.md").read_text() == "my own words"
 
 
-def test_what_an_unfinished_push_left_is_finished(version: DatasetVersion, tmp_path: Path) -> None:
+def test_an_unfinished_push_is_finished(version: DatasetVersion, tmp_path: Path) -> None:
     there = tmp_path / "arith" / "v1"
     push(version, str(tmp_path))
     (there / MANIFEST_FILE).rename(there / PARTIAL_FILE)
@@ -139,14 +139,14 @@ def test_a_push_that_died_at_its_first_bytes_is_finished(version: DatasetVersion
     assert contents(there) == contents(version.path)
 
 
-def test_the_mark_of_a_push_that_died_last_of_all_goes(version: DatasetVersion, tmp_path: Path) -> None:
+def test_the_mark_left_by_a_push_that_died_at_its_last_step_is_removed(version: DatasetVersion, tmp_path: Path) -> None:
     push(version, str(tmp_path))
     (tmp_path / "arith/v1" / PARTIAL_FILE).write_bytes((version.path / MANIFEST_FILE).read_bytes())
     assert push(version, str(tmp_path)).sent == 0
     assert contents(tmp_path / "arith/v1") == contents(version.path)
 
 
-def test_what_an_unfinished_push_of_another_left_stays(
+def test_an_unfinished_push_of_another_version_stays(
     version: DatasetVersion, another: DatasetVersion, tmp_path: Path
 ) -> None:
     there = tmp_path / "arith" / "v1"
@@ -183,7 +183,7 @@ def test_in_a_bucket_the_manifest_comes_last(version: DatasetVersion, s3: S3) ->
 
 
 def test_a_push_killed_half_way_goes_on_where_it_was(version: DatasetVersion, s3: S3) -> None:
-    s3.stall_at = 9  # the bucket itself, the mark, and six files before
+    s3.stall_at = 9  # the writes before: the bucket, the mark, six files
     killed = subprocess.Popen(
         [sys.executable, "-c", MALT, "push", str(version.path), "s3://bucket/team"], env=os.environ, cwd=PROJECT
     )
@@ -202,10 +202,10 @@ def test_a_push_killed_half_way_goes_on_where_it_was(version: DatasetVersion, s3
 def test_a_file_that_arrives_damaged_is_found_and_sent_again(
     version: DatasetVersion, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")  # not all storages check what they get
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")  # not every storage checks uploads
     s3.damaged = {f"arith/v1/{ROWS_FILE}"}
     right = version.manifest.files[ROWS_FILE].sha256[:12]
-    with pytest.raises(PushDamaged, match=f"s3://bucket/arith/v1/{ROWS_FILE} is not what was sent: .*{right}"):
+    with pytest.raises(PushDamaged, match=f"s3://bucket/arith/v1/{ROWS_FILE} arrived damaged: .*{right}"):
         push(version, "s3://bucket")
     assert f"arith/v1/{MANIFEST_FILE}" not in s3.listed()
     s3.damaged.clear()
@@ -216,7 +216,7 @@ def test_a_file_that_arrives_damaged_is_found_and_sent_again(
 
 
 def refusal(version: DatasetVersion, dest: str, *options: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line that a push ends with."""
+    """Return the one-line error of a push."""
     assert exit_code(["push", str(version.path), dest, *options]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
@@ -227,7 +227,7 @@ def test_a_bucket_that_is_not_there_is_not_made(
     version: DatasetVersion, s3: S3, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refusal(version, "s3://missing/team", capsys=capsys)
-    assert "s3://missing/team: no such place (The specified bucket does not exist); make the bucket" in said
+    assert "s3://missing/team: no such place (The specified bucket does not exist); create the bucket" in said
     assert s3.written == ["/missing/team/arith/v1/manifest.json.partial".removeprefix("/")]
 
 
@@ -273,7 +273,7 @@ def test_an_address_that_cannot_be_used_says_why(
     assert "hush" not in told
 
 
-def test_who_reads_a_folder_is_not_ours_to_say(version: DatasetVersion, tmp_path: Path) -> None:
+def test_public_is_refused_for_a_folder(version: DatasetVersion, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--public is for hf:// destinations"):
         push(version, str(tmp_path), public=True)
 

@@ -127,7 +127,7 @@ def test_a_question_gives_at_most_3_9_and_27_supervised_rows() -> None:
 
 @pytest.mark.parametrize("role", PLAYERS)
 def test_a_question_gives_at_most_2_6_and_18_pairs(role: Role) -> None:
-    """A parent's three children give two pairs at most: one of them right, or two."""
+    """A parent's three children give at most two pairs: with one or two of them right."""
     width = {Role.GENERATOR: 9, Role.VERIFIER: 3, Role.REFINER: 1}[role]
     rewards = [1 if leaf // width % 3 == 0 else 0 for leaf in range(27)]
     assert len(dpo_rows(valued(tree_of("q1"), rewards), role)) == MOST_PAIRS[role]
@@ -171,7 +171,7 @@ def test_row_ids_are_unique_and_lead_back_to_their_nodes(tree: ValuedTree) -> No
 
 
 @pytest.mark.parametrize("text", ["", "sft-verifier", "sft-verifier/q1", "q1/2.0"])
-def test_what_is_no_row_id_is_refused(text: str) -> None:
+def test_an_invalid_row_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a row id"):
         parse_row_id(text)
 
@@ -231,7 +231,7 @@ def test_stop_tokens_at_a_text_s_end_are_in_no_row_and_are_counted(ending: str) 
     assert dpo_rows(tree, Role.REFINER)[0]["chosen"][0]["content"] == "So 4."
     assert kto_rows(tree, Role.REFINER)[0]["completion"][0]["content"] == "So 4."
     assert next(scored_examples(tree, Role.REFINER))["solution"] == "So 4."
-    assert next(trajectory_rows(tree))["text"] == f"It is 4.{ending}"  # the record keeps what was said
+    assert next(trajectory_rows(tree))["text"] == f"It is 4.{ending}"  # trajectories keep the original text
     [nothing] = label_nodes(valued(saying(tree.tree, {"0": ending}), [1, 1, 0]), Role.GENERATOR)
     assert not nothing.is_whole
     count = DiagnosticsCount(spec_of())

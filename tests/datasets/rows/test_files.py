@@ -1,4 +1,4 @@
-"""Files of rows: their digest is over values, and they are written in bounded pieces."""
+"""Files of rows: the digest covers values only, and row groups are bounded in size."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every gate leaves out the offender that was planted, keeps the innocent beside it, and counts what it did."""
+"""Every gate drops the planted offender, keeps the harmless row beside it, and counts both."""
 
 import random
 import time
@@ -24,24 +24,24 @@ REFERENCE = (
 
 
 def refinements(*texts: str, right: int = 1, question: Question | None = None, critique: str = "") -> ValuedTree:
-    """A tree of one generation, one critique and these refinements, the first ones right; no answer was read."""
+    """Return a tree of one generation, one critique and these refinements, the first ones right; no answer is read."""
     tree = saying(tree_of("q1", (1, 1, len(texts))), {f"0.0.{place}": text for place, text in enumerate(texts)})
     tree = saying(tree, {"0.0": critique or "Check the sum."})
-    told = valued(tree, [1] * right + [0] * (len(texts) - right))
-    grades = {leaf: replace(grade, answer=None) for leaf, grade in told.grades.items()}
-    asked = replace(told.tree, question=question or told.tree.question)
-    return measure_lengths(replace(told, tree=asked, grades=grades), estimate_tokens)
+    graded = valued(tree, [1] * right + [0] * (len(texts) - right))
+    grades = {leaf: replace(grade, answer=None) for leaf, grade in graded.grades.items()}
+    asked = replace(graded.tree, question=question or graded.tree.question)
+    return measure_lengths(replace(graded, tree=asked, grades=grades), estimate_tokens)
 
 
 def sifted(tree: ValuedTree, kind: Kind, excluded: Exclusion | None = None, **spec: object) -> Selected:
-    """What became of the refinements as rows of one kind."""
+    """Select the refinements as rows of one kind."""
     found = select(tree, Role.REFINER, DatasetSpec.model_validate(spec), excluded)[kind]
     assert found.candidates == len(found.kept) + sum(found.dropped.values())
     return found
 
 
 def dropped(found: Selected) -> dict[str, int]:
-    """The gates that left something out."""
+    """Return the gates that dropped candidates, with their numbers."""
     return {gate: count for gate, count in found.dropped.items() if count}
 
 
@@ -158,7 +158,7 @@ def test_a_pair_of_nearly_one_text_is_left_out_unless_it_says_something_else(oth
 
 
 def answering(tree: ValuedTree, *answers: str | None) -> ValuedTree:
-    """The same tree, with these final answers read from its refinements."""
+    """Return the same tree with these final answers read from its refinements."""
     leaves = [leaf.address for leaf in tree.tree.leaves]
     grades = {leaf: replace(tree.grades[leaf], answer=answer) for leaf, answer in zip(leaves, answers, strict=True)}
     return replace(tree, grades=grades)
@@ -212,7 +212,7 @@ def test_only_roles_that_answer_can_answer_alike() -> None:
 
 
 def test_texts_of_millions_of_characters_are_compared_in_a_moment() -> None:
-    """Of the whole of them it takes time with the square of their length."""
+    """Comparing the whole texts would take time quadratic in their length."""
     letters = random.Random(1)
     tree = refinements(*("".join(letters.choices("abcdefgh \n", k=4_000_000)) for _ in range(2)))
     started = time.process_time()

@@ -1,4 +1,4 @@
-"""How long prompts and texts are, and how that is told."""
+"""Lengths of prompts and texts, and their statistics."""
 
 import statistics
 from collections import Counter
@@ -27,7 +27,7 @@ from tests.strategies import node_of, tree_of, valued
 
 
 def words_tokenizer(path: Path) -> str:
-    """A tokenizer of whole words."""
+    """Write a tokenizer of whole words; return its path."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
@@ -47,13 +47,13 @@ def test_a_tokenizer_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None
         assert token_counter(DatasetSpec(tokenizer=name))("so it is four") == 4
 
 
-def test_a_tokenizer_that_is_none_is_a_config_error(tmp_path: Path) -> None:
+def test_an_invalid_tokenizer_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match="no tokenizer there"):
+    with pytest.raises(ConfigError, match="cannot be loaded"):
         token_counter(DatasetSpec(tokenizer=str(tmp_path)))
 
 
-def test_a_node_is_as_long_as_what_its_role_saw_and_said() -> None:
+def test_a_node_s_lengths_are_those_of_its_prompt_and_text() -> None:
     told = measure_lengths(valued(tree_of("q1"), [1] * 27), estimate_tokens)
     for address, node in told.tree.nodes.items():
         prompt = sum(estimate_tokens(message.content) for message in node.prompt)
@@ -69,13 +69,13 @@ def test_lengths_are_told_as_statistics_knows_them(lengths: list[int]) -> None:
     assert told.p95 in lengths
 
 
-def test_of_nothing_the_lengths_are_zero() -> None:
+def test_the_lengths_of_no_texts_are_zero() -> None:
     assert quantile({}, 0.5) == 0
     assert (summarise_lengths(Counter()).mean, summarise_lengths(Counter()).longest) == (0, 0)
 
 
 def pair_of(chosen: int, rejected: int) -> Candidate:
-    """Two refinements of so many characters."""
+    """Return a pair of refinements with these numbers of characters."""
     texts = ((Address((0, 0, 0)), "a" * chosen, True), (Address((0, 0, 1)), "b" * rejected, False))
     return Candidate(
         tuple(

@@ -1,4 +1,4 @@
-"""Which candidates become rows, and that no loss goes uncounted."""
+"""Selection of the candidates that become rows; every dropped one is counted."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ from malt.trees.credit import ValuedTree
 from tests.strategies import tree_of, valued, valued_trees
 
 PAPER = DatasetSpec(same_answer=())
-"""The paper's rules; a text that is not whole is no target in any case."""
+"""The paper's rules; a truncated text is never a target."""
 SCORES = [0.9, 0.9, 0.9, 0.9, 0.9, 0.3, 0.1, 0.1, 0.1]
-"""Leaves below three critiques, which are worth 0.9, 0.7 and 0.1."""
+"""Rewards of the leaves below three critiques, whose values are 0.9, 0.7 and 0.1."""
 
 
 @st.composite
 def switched(draw: st.DrawFn) -> DatasetSpec:
-    """Gates of any strictness."""
+    """Draw gates of any strictness."""
     return DatasetSpec(
         generator_dpo=draw(st.booleans()),
         min_margin=draw(st.floats(0, 1)),
@@ -49,7 +49,7 @@ def test_candidates_are_what_was_kept_and_what_each_gate_dropped(tree: ValuedTre
 
 
 @given(valued_trees(), switched())
-def test_what_is_kept_is_some_of_the_candidates_in_their_order(tree: ValuedTree, spec: DatasetSpec) -> None:
+def test_kept_candidates_stay_in_their_order(tree: ValuedTree, spec: DatasetSpec) -> None:
     for role in PLAYERS:
         known, selected = label_nodes(tree, role), select(tree, role, spec)
         every = find_candidates("kto", known)
@@ -115,7 +115,7 @@ def test_the_pairs_of_largest_margin_are_kept() -> None:
     assert selected["dpo"].dropped["max_pairs_per_question"] == 1
 
 
-def test_of_equal_margins_the_surer_pair_is_kept() -> None:
+def test_the_surer_of_two_pairs_with_equal_margins_is_kept() -> None:
     """Each critique's leaves are all right or all wrong; the first pair's are one each, as two are unknown."""
     rewards = [1, None, None, 0, None, None, 1, 1, 1, 0, 0, 0]
     tree = valued(tree_of("q1", (2, 2, 3)), rewards)

@@ -1,4 +1,4 @@
-"""The files of a version hold what the types of their rows say."""
+"""A version's files have the columns and types of their row types."""
 
 from pathlib import Path
 from typing import get_type_hints

@@ -1,4 +1,4 @@
-"""How often answers are right: counts, intervals over questions, and votes."""
+"""Accuracy of answers: counts, intervals over questions, and votes."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What the trees say about the roles: figures that add up, and what they are made from."""
+"""Diagnostics of the roles: figures that add up, and the grades behind them."""
 
 import asyncio
 from collections import Counter
@@ -39,7 +39,7 @@ def diagnostics_of(*trees: ValuedTree, spec: RunSpec | None = None) -> Diagnosti
 
 
 def diagnosed(outcomes: Mapping[str, Outcome], answers: Mapping[str, str] | None = None) -> ValuedTree:
-    """One generation, one critique and leaves with these outcomes, and answers where they are given."""
+    """Return a tree of one generation, one critique and leaves, with these outcomes and answers."""
     shape = (1, 1, len(outcomes) - 1)
     tree = valued(tree_of("q1", shape), [1] * shape[2])
     read = answers or {}
@@ -48,7 +48,7 @@ def diagnosed(outcomes: Mapping[str, Outcome], answers: Mapping[str, str] | None
 
 
 def written(texts: Mapping[str, str], cut: str | None = None) -> ValuedTree:
-    """A tree of these texts, not yet diagnosed; the reference is 4. `cut` names the one that was cut off."""
+    """Return an undiagnosed tree of these texts; the reference is 4; `cut` is the address of a truncated text."""
     nodes = {}
     for node_id, text in texts.items():
         address = Address.parse(node_id)
@@ -94,7 +94,7 @@ def test_generations_and_refinements_are_graded_by_the_same_graders() -> None:
     assert diagnosis_of(judged, "exact", "llm") == {"0": (WRONG, "four"), "0.0.0": (RIGHT, "4")}
 
 
-def test_what_an_objective_grader_of_the_cascade_decided_is_not_graded_again() -> None:
+def test_a_grade_by_an_objective_grader_of_the_cascade_is_reused() -> None:
     tree = written({"0": "4", "0.0": "fine", "0.0.0": "no answer here"})
     decided = replace(tree, grades={Address((0, 0, 0)): Grade(RIGHT, "4", "exact", Evaluation(1, 1, score=1))})
     assert diagnosis_of(decided, "exact", "llm")["0.0.0"] == (RIGHT, "4")

@@ -1,4 +1,4 @@
-"""A dataset that nothing graded, or that can teach nothing, says so; `latest` names none whose grading failed."""
+"""Findings: ungraded and useless datasets carry a warning, and `latest` skips versions whose grading failed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ from tests.strategies import saying, tree_of, valued
 
 
 def failing(tree: ValuedTree, reasons: list[str]) -> ValuedTree:
-    """The same tree, the first leaves' grading failed for these reasons."""
+    """Return the same tree, with the grading of its first leaves failed for these reasons."""
     leaves = [leaf.address for leaf in tree.tree.leaves][: len(reasons)]
     failed = {
         leaf: Grade(Outcome.UNKNOWN, None, "python", None, reason) for leaf, reason in zip(leaves, reasons, strict=True)
@@ -65,7 +65,7 @@ def test_a_version_whose_grading_failed_does_not_become_latest(tmp_path: Path) -
 def test_the_next_good_version_becomes_latest_and_the_withheld_one_may_go(tmp_path: Path) -> None:
     publish_tree(mixed_tree("q1"), tmp_path)
     publish_tree(failing(mixed_tree("q1"), ["it returned None"] * 10), tmp_path)
-    with pytest.raises(VersionError, match="its number must not be given again"):
+    with pytest.raises(VersionError, match="its number must not be used again"):
         remove_version("arith@v2", tmp_path)
     with pytest.raises(VersionError, match="`latest` names it"):
         remove_version("arith@v1", tmp_path)
@@ -85,7 +85,9 @@ def test_the_share_that_may_be_unknown_is_declared(tmp_path: Path) -> None:
     assert (
         publish_tree(failing(mixed_tree("q1"), ["timed out"] * 27), tmp_path, max_unknown=1).manifest.withheld is None
     )
-    assert publish_tree(mixed_tree("q2"), tmp_path, max_unknown=0).manifest.withheld  # one leaf of MIXED is unknown
+    assert publish_tree(
+        mixed_tree("q2"), tmp_path, max_unknown=0
+    ).manifest.withheld  # one leaf of MIXED has an unknown grade
     assert MIXED.count(None) == 1
 
 
@@ -97,7 +99,10 @@ def cut(role_depth: int) -> ValuedTree:
 SUSPICIOUS: dict[str, tuple[Callable[[], ValuedTree], str]] = {
     "all right": (lambda: small([1, 1, 1, 1]), "every graded leaf is right"),
     "all wrong": (lambda: small([0, 0, 0, 0]), "no graded leaf is right"),
-    "no pair": (lambda: small([1, 0, 1, 0], texts=dict.fromkeys(leaves(), "It is 4.")), "no preference pair"),
+    "no pair": (
+        lambda: small([1, 0, 1, 0], texts=dict.fromkeys(leaves(), "It is 4.")),
+        "left out every candidate",
+    ),
     "no verdict": (lambda: small([1, 0, 1, 0], texts={"0.0": "Good.", "0.1": "Well."}), "critiques states a verdict"),
     "truncated": (lambda: cut(1), "of the generator's texts"),
 }
@@ -108,7 +113,7 @@ def leaves() -> list[str]:
 
 
 def with_diagnosis(tree: ValuedTree) -> ValuedTree:
-    """The same tree, every generation and leaf diagnosed as it was graded."""
+    """Return the same tree with every generation and leaf diagnosed as it was graded."""
     known = {address: OwnAnswer(grade.outcome, grade.answer) for address, grade in tree.grades.items()}
     first = {
         Address((each,)): OwnAnswer(Outcome.WRONG, "5") for each in range(2) if Address((each,)) in tree.tree.nodes
@@ -124,6 +129,12 @@ def test_a_suspicious_dataset_says_why_in_manifest_card_and_report(kind: str, tm
     assert version.manifest.withheld is None
     assert "**Suspicious:**" in (version.path / "README.md").read_text()
     assert "<b>Suspicious:</b>" in (version.path / "report.html").read_text()
+
+
+def test_a_dataset_whose_siblings_all_agree_says_that_it_has_no_pair(tmp_path: Path) -> None:
+    trees = [valued(tree_of(name, (1, 1, 1)), [reward]) for name, reward in (("q1", 1), ("q2", 0))]
+    version = publish(trees, asking_for(spec_of(), trees[0].tree), PROVENANCE, tmp_path)
+    assert version.manifest.suspicions == ("no preference pair: no two siblings have different labels",)
 
 
 def test_an_ordinary_dataset_is_not_suspicious(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_version_is_opened_by_its_path_and_through_latest(datasets_dir: Path) 
         ("no/such/folder", "neither NAME, NAME@v3, NAME@TAG, nor a folder with a manifest.json"),
     ],
 )
-def test_what_is_not_there_says_what_is(datasets_dir: Path, reference: str, said: str) -> None:
+def test_a_missing_version_is_refused_with_the_existing_ones(datasets_dir: Path, reference: str, said: str) -> None:
     with pytest.raises(VersionError, match=said):
         open_version(reference, datasets_dir)
 
@@ -84,7 +84,7 @@ def test_one_question_s_nodes_come_depth_first(datasets_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere")])
-def test_what_is_no_folder_is_no_version_and_its_number_is_left_out(
+def test_a_number_taken_by_something_else_than_a_version_folder_is_skipped(
     tmp_path: Path, place: Callable[[Path], object]
 ) -> None:
     publish_questions(["q1"], tmp_path)
@@ -107,7 +107,7 @@ def test_a_file_where_the_dataset_should_be_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "/etc", "a" * 5000])
-def test_what_cannot_be_a_name_is_no_dataset(tmp_path: Path, name: str) -> None:
+def test_an_invalid_dataset_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(VersionError, match="names no dataset"):
         list_versions(tmp_path, name)
 
@@ -153,7 +153,7 @@ def test_a_version_of_a_release_with_other_columns_is_read(tmp_path: Path) -> No
         open_version(version.path).trajectories  # noqa: B018 - reading is what fails
 
 
-def test_a_dataset_whose_folder_is_a_link_to_another_disk_is_ones_own(tmp_path: Path) -> None:
+def test_a_dataset_whose_folder_is_a_link_to_another_disk_is_within_the_data_folder(tmp_path: Path) -> None:
     publish([mixed_tree("q0")], spec_of("sums"), PROVENANCE, tmp_path / "disk")
     datasets = tmp_path / "data" / "datasets"
     datasets.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Versions from elsewhere: what they name stays in their folder, and no code of theirs runs unasked."""
+"""Untrusted versions: no path of theirs leaves their folder, and none of their code runs without consent."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Datasets of one's own, and another's."""
+    """Datasets of the user, and one from somebody else."""
     folder = tmp_path_factory.mktemp("published")
     publish_questions(["q1"], folder / "ours")
     publish_questions(["q1", "q2"], folder / "theirs")
@@ -77,13 +77,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def foreign(published: Path, tmp_path: Path) -> Path:
-    """A version's folder that was copied here, outside the folder of datasets."""
+    """Folder of an untrusted version, copied outside the datasets folder."""
     shutil.copytree(published / "ours", Settings().datasets_dir, symlinks=True)
     return Path(shutil.copytree(published / "theirs" / "arith" / "v1", tmp_path / "v1"))
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest, and seal it again."""
+    """Change a manifest and recompute its digest."""
     content = json.loads((folder / "manifest.json").read_bytes())
     content.pop("manifest_sha256")
     change(content)
@@ -104,7 +104,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 
 
 def refuse(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command on a version; make sure that it refuses it in one line, and that no file changed."""
+    """Run a command on a version; check that it is refused in one line and that no file changed."""
     before = listing(folder.parent)
     name, *arguments = command
     assert exit_code([name, str(folder), *arguments]) == 2
@@ -142,7 +142,7 @@ def test_every_command_refuses_a_name_that_is_a_path(
 def test_every_command_refuses_a_file_that_is_a_link(
     foreign: Path, here: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else a push would send, and an export copy, whatever the link names."""
+    """Otherwise a push would send, and an export copy, the file behind the link."""
     (foreign / "sft" / "verifier.parquet").unlink()
     (foreign / "sft" / "verifier.parquet").symlink_to("/etc/passwd")
     assert "sft/verifier.parquet is a link or no plain file" in refuse(command, foreign, capsys)
@@ -187,7 +187,7 @@ def replace_by_folder(path: Path) -> None:
         ("dpo", replace_by_link),
     ],
 )
-def test_what_is_no_plain_file_is_not_opened(foreign: Path, file: str, replace: Callable[[Path], None]) -> None:
+def test_a_link_or_special_file_is_not_opened(foreign: Path, file: str, replace: Callable[[Path], None]) -> None:
     replace(foreign / file)
     with pytest.raises(VersionError, match=f"{file} is a link or no plain file"):
         open_version(foreign)
@@ -204,7 +204,7 @@ def test_a_push_writes_through_no_link(foreign: Path, tmp_path: Path) -> None:
     ):
         (shelf / link).parent.mkdir(parents=True, exist_ok=True)
         (shelf / link).symlink_to(target)
-        with pytest.raises(PushError, match="is a link, or no file, and a push follows none; nothing was sent"):
+        with pytest.raises(PushError, match="is a link, or neither file nor folder; nothing was sent"):
             push(open_version(foreign), str(shelf))
         shutil.rmtree(shelf)
     assert listing(elsewhere) == {str(elsewhere / "README.md"): b"mine"}
@@ -214,7 +214,7 @@ def test_a_push_waits_for_no_pipe(foreign: Path, tmp_path: Path) -> None:
     place = tmp_path / "shelf" / "arith" / "v1"
     place.mkdir(parents=True)
     os.mkfifo(place / PARTIAL_FILE)
-    with pytest.raises(PushError, match="is a link, or no file"):
+    with pytest.raises(PushError, match="is a link, or neither file nor folder"):
         push(open_version(foreign), str(tmp_path / "shelf"))
 
 
@@ -228,7 +228,7 @@ def grade(question, ground_truth, reply):
 
 @pytest.fixture
 def graded_by_code(tmp_path: Path, here: Path) -> DatasetVersion:
-    """A version whose config names a module that lies beside it, in the current folder."""
+    """Version whose config names a grader module in the current folder."""
     Path("their_grader.py").write_text(GRADER.format(marker=str(tmp_path / "marker")))
     kill_workers()
     config = {**spec_of().as_config(), "evaluator": {"kind": "python", "function": "their_grader:grade"}}
@@ -272,7 +272,7 @@ def test_a_package_on_the_way_to_a_version_s_code_is_not_imported(here: Path, fo
 
 
 THEIRS = {"model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key_env": "SOME_SECRET"}
-"""Where texts and a key would go."""
+"""Endpoint that would receive texts and a key."""
 
 
 @pytest.mark.parametrize("judge", [THEIRS, {"model": "embedded", "fallbacks": [THEIRS]}, {"model": "openai/x"}])
@@ -403,11 +403,11 @@ OTHER_ROWS: dict[str, tuple[str, str, Callable[[pa.Array], pa.Array | None]]] = 
     ),
     "nodes out of order": ("trajectories.parquet", "node_id", lambda column: column[::-1]),
 }
-"""Columns of a file, and what somebody could write in them."""
+"""Columns of a file, and hostile values for them."""
 
 
 @pytest.mark.parametrize("name", OTHER_ROWS)
-def test_rows_that_are_none_of_ours_are_shown_or_refused_in_a_line(
+def test_hostile_rows_are_shown_or_refused_in_a_line(
     foreign: Path, here: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, column, change = OTHER_ROWS[name]

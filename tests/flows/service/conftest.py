@@ -1,4 +1,4 @@
-"""`malt up` as its users meet it: a process, started once, and asked through Prefect's HTTP API as the UI does."""
+"""`malt up` as a real process, started once, and driven through the HTTP API that Prefect's UI uses."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PROJECT = Path(__file__).parents[3]
 KEY = "test-key-4711"
 SECRET = "sk-ant-0123456789abcdefghij"
 RUN_LIMIT_S = 900.0
-"""A worker's runs give way to others: beside a neighbour that keeps all cores busy, they take minutes."""
+"""A worker's runs have a low priority: beside processes that keep all cores busy, they take minutes."""
 DEPLOYMENTS = {"generate": "quickstart", "notify": "alerts"}
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
@@ -46,16 +46,16 @@ class Up(NamedTuple):
 
     @property
     def as_named(self) -> dict[str, str]:
-        """The environment that names its server."""
+        """Environment variables that select this server."""
         return {"PREFECT_API_URL": self.api_url, "PREFECT_API_AUTH_STRING": self.auth_string}
 
     def stop(self) -> None:
-        """Press Ctrl-C, and wait for the end."""
+        """Send SIGINT, as Ctrl-C does, and wait for the exit."""
         self.process.send_signal(signal.SIGINT)
         self.process.communicate(timeout=120)
 
     def processes(self) -> list[int]:
-        """Every process that has this data folder in its environment, its own apart."""
+        """Ids of all processes with this data folder in their environment, except that of `malt up` itself."""
         mark = f"MALT_DATA_DIR={self.data_dir}\0".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
@@ -68,7 +68,7 @@ class Up(NamedTuple):
 
 
 def start(data_dir: Path, *options: str, **environment: str) -> Up:
-    """Start `malt up`, and wait until it says where."""
+    """Start `malt up`, and wait until it prints the address of the UI."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     process = subprocess.Popen(
         [MALT, "up", *options],
@@ -86,7 +86,7 @@ def start(data_dir: Path, *options: str, **environment: str) -> Up:
 
 
 def pid_of(flow_run_id: str) -> int:
-    """The process of a flow run that is under way."""
+    """Return the process id of a running flow run."""
     mark = f"PREFECT__FLOW_RUN_ID={flow_run_id}\0".encode()
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
@@ -105,7 +105,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def mute(up: Up) -> None:
-    """Let nobody be told of failed runs: each would start another one, beside what the test does next."""
+    """Switch off the automations: each failed run would start an alert run beside the rest of the test."""
     client = Prefect(up)
     client.switch_automations(on=False)
     client.http.close()
@@ -113,12 +113,12 @@ def mute(up: Up) -> None:
 
 @pytest.fixture(scope="package")
 def api_url(service: Up) -> str:
-    """Stands in for the server that the other flow tests share."""
+    """Use this server in place of the one that the other flow tests share."""
     return service.api_url
 
 
 class Prefect:
-    """Prefect's HTTP API, as far as its UI asks it here."""
+    """Client of the parts of Prefect's HTTP API that its UI uses."""
 
     def __init__(self, service: Up) -> None:
         self.service = service
@@ -128,7 +128,7 @@ class Prefect:
         self.http.headers.update({"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token})
 
     def ask(self, method: str, path: str, body: Json = None) -> httpx.Response:
-        """Ask again while the server says 503: its SQLite file was busy, and nothing was done."""
+        """Send a request; repeat it while the server replies 503, which means a busy SQLite file and no effect."""
         deadline = time.monotonic() + RUN_LIMIT_S
         while True:
             answer = self.http.request(method, path, json=body)
@@ -148,11 +148,11 @@ class Prefect:
         return self.post(f"/deployments/{wanted}/create_flow_run", {"parameters": parameters})
 
     def run(self, flow: str, **parameters: Json) -> Json:
-        """Submit a deployment's form, and return the flow run once it has ended."""
+        """Submit a deployment's form, wait for the flow run to end, and return it."""
         return self.ended(self.trigger(flow, **parameters).raise_for_status().json()["id"])
 
     def retry(self, flow_run_id: str) -> Json:
-        """Press Retry, and return the flow run once it has ended again."""
+        """Press Retry, wait for the flow run to end again, and return it."""
         state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
         self.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": True}).raise_for_status()
         return self.ended(flow_run_id)
@@ -167,7 +167,7 @@ class Prefect:
         raise AssertionError((self.service.data_dir / "prefect" / "worker.log").read_text()[-3000:])
 
     def artifacts(self, flow_run_id: str) -> dict[str, Json]:
-        """What a flow run left, the latest of each key."""
+        """Return a flow run's artifacts, the latest of each key."""
         wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "CREATED_DESC", "limit": 200}
         left = self.post("/artifacts/filter", wanted).raise_for_status().json()
         return {artifact["key"]: artifact for artifact in reversed(left)}
@@ -182,18 +182,18 @@ class Prefect:
         return [line["message"] for line in self.post("/logs/filter", wanted).raise_for_status().json()]
 
     def switch_automations(self, *, on: bool, named: str = "") -> None:
-        """Enable or disable those whose name has `named` in it."""
+        """Enable or disable the automations whose name contains `named`."""
         for automation in self.post("/automations/filter", {}).raise_for_status().json():
             if named in automation["name"]:
                 self.ask("PATCH", f"/automations/{automation['id']}", {"enabled": on}).raise_for_status()
 
     def errors(self, flow_run_id: str) -> list[str]:
-        """The lines of its log that are errors."""
+        """Return the error lines of a flow run's log."""
         wanted = {"logs": {"flow_run_id": {"any_": [flow_run_id]}, "level": {"ge_": 40}}, "limit": 200}
         return [line["message"] for line in self.post("/logs/filter", wanted).raise_for_status().json()]
 
     def open_task_runs(self, flow_run_id: str) -> list[str]:
-        """The task runs that have not come to an end."""
+        """Return the names of the task runs that have not ended."""
         return [each["name"] for each in self.task_runs(flow_run_id) if each["state_type"] not in ENDED]
 
     def state(self, flow_run_id: str) -> Json:
@@ -203,7 +203,7 @@ class Prefect:
         self.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state}).raise_for_status()
 
     def flow_runs(self, flow: str, state: str) -> list[Json]:
-        """The runs of a deployment that are in a state, the latest first."""
+        """Return a deployment's runs in a state, the latest first."""
         wanted = {
             "deployments": {"id": {"any_": [self.deployment(flow)["id"]]}},
             "flow_runs": {"state": {"type": {"any_": [state]}}},
@@ -237,7 +237,7 @@ def prefect(service: Up) -> Iterator[Prefect]:
 
 
 def declared(name: str, folder: Path, provider: ScriptedProvider, count: int, **changed: Json) -> RunSpec:
-    """A spec of sums under a seed of its own: the service's store is shared by all tests."""
+    """Return a spec of sums with its own seed, since all tests share the service's store."""
     spec = spec_of(provider, write_questions(folder, count)).as_config()
     for role in spec["roles"].values():
         role["seed"] = int.from_bytes(name.encode()[:6])
@@ -245,12 +245,12 @@ def declared(name: str, folder: Path, provider: ScriptedProvider, count: int, **
 
 
 def in_form(spec: RunSpec) -> Json:
-    """A spec as the form sends it."""
+    """Return a spec as the form sends it."""
     return json.loads(spec.model_dump_json(exclude_none=True))
 
 
 class Formed(NamedTuple):
-    """A run that a form declared."""
+    """A spec, and the run that its form started."""
 
     spec: RunSpec
     run: Json
@@ -258,7 +258,7 @@ class Formed(NamedTuple):
 
 @pytest.fixture(scope="package")
 def formed(service: Up, tmp_path_factory: pytest.TempPathFactory) -> Formed:
-    """A run whose branches are task runs, whose models' key is in a block, and whose answers are hostile to a page."""
+    """A run in branch tracking, with the models' key in a Secret block and answers that contain HTML and scripts."""
     client = Prefect(service)
     make_block(client, "vault-key", SECRET)
     with ScriptedProvider(key=SECRET) as provider:
@@ -272,7 +272,7 @@ def formed(service: Up, tmp_path_factory: pytest.TempPathFactory) -> Formed:
 
 
 def with_block(spec: RunSpec, block: str) -> RunSpec:
-    """The same spec, its roles' key in a block."""
+    """Return the spec with the roles' API key in a Secret block."""
     declared = in_form(spec)
     for role in declared["roles"].values():
         del role["api_key_env"]

@@ -1,4 +1,4 @@
-"""What the server does by itself: one alert a failure, with the state that the event told of; dead runs are marked."""
+"""Automations of the server: one alert for each failure, with the state in its event; dead runs are marked."""
 
 import asyncio
 import math
@@ -25,23 +25,23 @@ QUESTIONS, UNDER_WAY = 4, 4
 
 @pytest.fixture
 def alerts(prefect: Prefect) -> Iterator[Prefect]:
-    """The service with its automations, for as long as the test lasts."""
+    """The service with its automations enabled during the test."""
     prefect.switch_automations(on=True, named="MALT: ")
     prefect.switch_automations(on=False, named="train what was published")
     yield prefect
     prefect.switch_automations(on=False)
 
 
-def told_of(client: Prefect) -> dict[str, list[tuple[str, str]]]:
-    """The alerts that have ended, by flow run: name and state."""
-    told: dict[str, list[tuple[str, str]]] = {}
+def ended_alerts(client: Prefect) -> dict[str, list[tuple[str, str]]]:
+    """Return the alerts that have ended, by flow run: the run's name and state."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for run in (run for state in ENDED for run in client.flow_runs("notify", state)):
         about = run["parameters"]
-        told.setdefault(about["resource"].removeprefix("prefect.flow-run."), []).append((about["run"], about["state"]))
-    return told
+        found.setdefault(about["resource"].removeprefix("prefect.flow-run."), []).append((about["run"], about["state"]))
+    return found
 
 
-def test_each_failure_is_told_of_once_with_its_state_and_a_killed_run_goes_on_when_it_is_retried(
+def test_each_failure_gets_one_alert_with_its_state_and_a_killed_run_goes_on_when_it_is_retried(
     alerts: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
     provider.faults = mishaps.when(lambda asked: asked.model == "refiner-model", mishaps.context_overflow())
@@ -55,18 +55,18 @@ def test_each_failure_is_told_of_once_with_its_state_and_a_killed_run_goes_on_wh
     provider.holds_from = math.inf
     assert alerts.ended(killed)["state"]["name"] == "Crashed"
     wait_for(lambda: alerts.open_task_runs(killed) == [])
-    wait_for(lambda: is_done_with(alerts, killed))  # till then the worker would mark the retry as crashed
+    wait_for(lambda: is_done_with(alerts, killed))  # before that, the worker would mark the retry as crashed
     assert alerts.retry(killed)["state"]["message"] == f"killed-alert@v1: {QUESTIONS} questions complete"
     assert provider.request_count - sent <= 13 * QUESTIONS + 3 * UNDER_WAY  # on the wire: each role has an endpoint
 
     wanted = {failed["id"]: [("branch-alert", "Failed")], killed: [("killed-alert", "Crashed")]}
-    wait_for(lambda: told_of(alerts).keys() >= wanted.keys())
-    assert told_of(alerts) == wanted
+    wait_for(lambda: ended_alerts(alerts).keys() >= wanted.keys())
+    assert ended_alerts(alerts) == wanted
     assert [run for state in ENDED for run in alerts.flow_runs("mark-crashed", state)] == []
 
 
 def is_done_with(client: Prefect, flow_run_id: str) -> bool:
-    """Whether the worker has told all that it has to tell of a run's process."""
+    """Whether the worker has sent its last event about a run's process."""
     of_run = {
         "event": {"name": ["prefect.worker.executed-flow-run"]},
         "related": {"id": [f"prefect.flow-run.{flow_run_id}"]},
@@ -92,7 +92,7 @@ def test_a_silent_run_is_marked_with_its_task_runs(
     provider.holds = False
 
 
-def test_a_run_was_heard_of_when_it_began_and_when_it_sent_a_heartbeat(prefect: Prefect) -> None:
+def test_the_start_of_a_run_and_its_heartbeats_are_signs_of_life(prefect: Prefect) -> None:
     async def heard_of(since: datetime) -> bool:
         return await was_heard_of(run, since)
 

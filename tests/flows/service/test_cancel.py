@@ -1,4 +1,4 @@
-"""A run that is cancelled, suspended or ended with the service: it asks no more, and keeps what it gets."""
+"""Runs that are cancelled, suspended or stopped with the service: they send no more requests and store all replies."""
 
 import sqlite3
 import time
@@ -27,7 +27,7 @@ PROCESSES: Json = {"tracking": "shard", "task_runner": "processes"}
 
 
 def begin(client: Prefect, provider: ScriptedProvider, folder: Path, run: Json, name: str) -> str:
-    """Start a run that takes a minute, a few requests at a time; return its id once it has asked for some."""
+    """Start a run that takes a minute, a few requests at a time; return its id after the first requests."""
     provider.latency_s = 2.0
     spec = declared(name, folder, provider, QUESTIONS, limits={"max_in_flight": UNDER_WAY}, run=run)
     flow_run_id = client.trigger("generate", spec=in_form(spec)).raise_for_status().json()["id"]
@@ -39,13 +39,13 @@ def begin(client: Prefect, provider: ScriptedProvider, folder: Path, run: Json, 
 
 
 def stored(service: Up, flow_run_id: str) -> int:
-    """How many answers the store has from a run."""
+    """Number of answers that the store has from a run."""
     with closing(sqlite3.connect(service.data_dir / "store.db")) as store:
         counted = store.execute("SELECT count(response) FROM samples WHERE run LIKE ?", [f"%-{flow_run_id[:8]}"])
         return int(counted.fetchone()[0])
 
 
-def test_a_cancelled_run_asks_no_more_and_stores_what_it_still_gets(
+def test_a_cancelled_run_sends_no_more_requests_and_stores_all_replies(
     prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
     flow_run_id = begin(prefect, provider, tmp_path, BRANCHES, "cancelled")
@@ -56,7 +56,7 @@ def test_a_cancelled_run_asks_no_more_and_stores_what_it_still_gets(
     assert prefect.errors(flow_run_id) == []
 
 
-def test_a_suspended_run_asks_no_more_publishes_nothing_and_goes_on_when_it_is_resumed(
+def test_a_suspended_run_sends_no_more_requests_publishes_nothing_and_goes_on_when_it_is_resumed(
     prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
     flow_run_id = begin(prefect, provider, tmp_path, BRANCHES, "suspended")
@@ -81,7 +81,7 @@ def is_running(flow_run_id: str) -> bool:
         return False
 
 
-def test_a_service_that_was_killed_is_told_of_by_the_next_which_ctrl_c_ends_once_its_run_has_stored_what_it_gets(
+def test_a_killed_service_is_reported_by_the_next_one_whose_run_stores_all_replies_before_ctrl_c_ends_it(
     tmp_path: Path, provider: ScriptedProvider
 ) -> None:
     up = start(tmp_path / "data", "--port", str(free_port()))
@@ -95,7 +95,7 @@ def test_a_service_that_was_killed_is_told_of_by_the_next_which_ctrl_c_ends_once
 
     again = start(tmp_path / "data", "--port", str(free_port()))
     assert again.process.stdout is not None
-    while "was under way when `malt up` was killed" not in (line := again.process.stdout.readline()):
+    while "was running when `malt up` was killed" not in (line := again.process.stdout.readline()):
         assert line
     assert line.startswith("lost: ")
     client = Prefect(again)
@@ -114,7 +114,7 @@ def test_a_service_that_was_killed_is_told_of_by_the_next_which_ctrl_c_ends_once
 
 
 def run_of_another_machine(client: Prefect) -> str:
-    """Record a run whose process, on its own machine, has a number that no process here has."""
+    """Record a run on another machine, whose process id no process of this machine has."""
     wanted = {"state": {"type": "RUNNING"}, "labels": {"prefect.worker.name": "malt up on elsewhere"}}
     path = f"/deployments/{client.deployment('assemble')['id']}/create_flow_run"
     flow_run_id = str(client.post(path, wanted).raise_for_status().json()["id"])

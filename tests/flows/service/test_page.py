@@ -1,4 +1,4 @@
-"""What a run's page leads to: each tree's texts, a report that opens, and events and assets of what was published."""
+"""Links from a run's page: the texts of each tree, the report, and events and assets of the published version."""
 
 import re
 
@@ -7,7 +7,9 @@ import httpx
 from tests.flows.service.conftest import RUN_LIMIT_S, Formed, Prefect, wait_for
 
 
-def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(prefect: Prefect, formed: Formed) -> None:
+def test_a_tree_has_its_texts_the_report_opens_and_the_version_has_an_event_and_an_asset(
+    prefect: Prefect, formed: Formed
+) -> None:
     left = prefect.artifacts(formed.run["id"])
     (key,) = (key for key in left if key.startswith("formed-tree-"))
     assert "\n## 2.1.0 refiner: ok" in left[key]["data"]
@@ -29,13 +31,13 @@ def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(prefec
 
 
 def refiner_messages(prefect: Prefect, flow_run_id: str) -> list[str]:
-    """What the states of the refiner's task runs say."""
+    """Return the state messages of the refiner's task runs."""
     runs = prefect.task_runs(flow_run_id)
     return [each["state"]["message"] for each in runs if each["name"].startswith("refiner ")]
 
 
 def events(prefect: Prefect, name: str, resource: str) -> list[str]:
-    """The names of the resources of some events."""
+    """Return the resource names of some events."""
     wanted = {"filter": {"event": {"name": [name]}, "resource": {"id": [resource]}}}
     found = prefect.post("/events/filter", wanted).raise_for_status().json()["events"]
     return [each["resource"].get("prefect.resource.name", "") for each in found]

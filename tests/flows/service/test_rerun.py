@@ -1,4 +1,4 @@
-"""Failed branches are asked for again in three ways, each on a real server by a real worker; the provider counts."""
+"""Three ways to request failed branches again, on a real server with a real worker; the provider counts requests."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,22 +15,22 @@ BROKEN = ("What is 0 + 10?", "What is 1 + 10?")
 
 
 def breaking(provider: ScriptedProvider, count: int) -> set[str]:
-    """Let the first `count` refiner prompts about two questions fail until they are taken out of what this returns."""
+    """Let the first `count` refiner prompts about two questions fail until they are removed from the returned set."""
     broken: set[str] = set()
-    seen: list[str] = []
+    failed: list[str] = []
 
-    def is_broken(asked: Asked) -> bool:
-        about_them = asked.model == "refiner-model" and any(question in asked.conversation for question in BROKEN)
-        if about_them and len(seen) < count:
-            seen.append(asked.conversation)
-            broken.add(asked.conversation)
-        return asked.conversation in broken
+    def is_broken(request: Asked) -> bool:
+        is_listed = request.model == "refiner-model" and any(text in request.conversation for text in BROKEN)
+        if is_listed and len(failed) < count:
+            failed.append(request.conversation)
+            broken.add(request.conversation)
+        return request.conversation in broken
 
     provider.faults = mishaps.when(is_broken, mishaps.context_overflow())
     return broken
 
 
-def test_retry_a_new_run_and_rerun_ask_for_exactly_what_is_missing(
+def test_retry_a_new_run_and_rerun_request_exactly_the_missing_branches(
     prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
     spec = declared("healing", tmp_path, provider, QUESTIONS, run={"tracking": "question"})
@@ -42,7 +42,7 @@ def test_retry_a_new_run_and_rerun_ask_for_exactly_what_is_missing(
     check_task_runs(prefect, failed["id"])
 
     for way, still_missing in (("retry", 6), ("again", 3), ("rerun", 0)):
-        missing, sent = len(broken), provider.request_count
+        missing, requests_before = len(broken), provider.request_count
         while len(broken) > still_missing:
             broken.pop()
         match way:
@@ -52,16 +52,16 @@ def test_retry_a_new_run_and_rerun_ask_for_exactly_what_is_missing(
                 ended = prefect.run("generate", spec=in_form(spec))
             case _:
                 ended = prefect.run("rerun", name="healing")
-        assert provider.request_count - sent == missing, way
+        assert provider.request_count - requests_before == missing, way
         assert ended["state_type"] == ("FAILED" if still_missing else "COMPLETED"), way
 
-    assert len({asked.conversation for asked in provider.requests}) == BRANCHES
+    assert len({request.conversation for request in provider.requests}) == BRANCHES
     assert ended["state"]["message"] == f"healing@v{len(prefect.versions('healing'))}: {QUESTIONS} questions complete"
     assert "healing-changes" in prefect.artifacts(ended["id"])
 
 
 def check_task_runs(prefect: Prefect, flow_run_id: str) -> None:
-    """Check that each question is a task run, which is red where something of it failed, and the log says what."""
+    """Check that each question is a task run, failed where one of its branches failed, which the log names."""
     wait_for(lambda: len(prefect.task_runs(flow_run_id)) == QUESTIONS + 1 and not prefect.open_task_runs(flow_run_id))
     states = {each["name"]: each["state_type"] for each in prefect.task_runs(flow_run_id)}
     failed = [name.removeprefix("grow ") for name, state in states.items() if state == "FAILED"]

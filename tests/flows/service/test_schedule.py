@@ -1,4 +1,4 @@
-"""A deployment on a schedule: new rows of a growing source are paid for once, and runs never overlap."""
+"""A deployment on a schedule: new rows of a growing source are requested once, and runs never overlap."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from tests.flows.service.conftest import Json, Prefect, declared, in_form, pid_o
 from tests.providers import ScriptedProvider
 
 EVERY_S = 6
-"""Shorter than a run takes, so that runs have to wait for each other; not much, or they pile up on a busy machine."""
+"""Slightly shorter than a run, so that runs wait for each other but do not pile up on a busy machine."""
 
 
 @pytest.fixture
 def every_few_seconds(prefect: Prefect) -> Iterator[Callable[[RunSpec], None]]:
-    """Put a spec on a schedule of the generate deployment, for as long as the test lasts."""
+    """Schedule the generate deployment with a spec, during the test."""
     path = f"/deployments/{prefect.deployment('generate')['id']}/schedules"
     made: list[str] = []
 
@@ -36,13 +36,13 @@ def add_questions(source: Path, day: int) -> None:
     """Add a file of four rows."""
     numbers = range(10 * day, 10 * day + 4)
     rows = [{"question": f"What is {number} + 100?", "answer": f"#### {number + 100}"} for number in numbers]
-    part = source / f"day-{day}.part"  # a run may be reading just now
+    part = source / f"day-{day}.part"  # a run may be reading the folder
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     part.rename(part.with_suffix(".jsonl"))
 
 
 def with_two_samples(spec: RunSpec) -> RunSpec:
-    """The same, at 1 + 2 + 4 requests a question."""
+    """Return the spec with two samples a role: 1 + 2 + 4 requests a question."""
     config = spec.as_config()
     for role in config["roles"].values():
         role["samples"] = 2
@@ -68,12 +68,12 @@ def test_each_new_row_of_a_growing_folder_makes_a_version_and_no_request_is_sent
 
     assert prefect.numbers("growing") == [1, 2]
     assert prefect.newest("growing").manifest.counts.complete == 2 * 4
-    assert provider.request_count == 2 * 28  # those of four new rows, and none for none
+    assert provider.request_count == 2 * 28  # 28 for four new rows, none without new rows
     assert all(asked.attempt == 0 for asked in provider.requests)
 
 
 def runs_of(dataset: str, prefect: Prefect) -> list[Json]:
-    """The runs of a dataset that have completed."""
+    """Return the completed runs of a dataset."""
     done = prefect.flow_runs("generate", "COMPLETED")
     return [run for run in done if run["parameters"]["spec"]["name"] == dataset]
 
@@ -106,13 +106,13 @@ def test_several_datasets_grow_at_once_and_a_second_run_of_one_says_which_it_wai
     assert said.startswith(f"for flow run first ({ids[0][:8]}), process {pid_of(ids[0])}")
     provider.holds = False
     assert [prefect.ended(each)["state_type"] for each in ids] == ["COMPLETED"] * 3
-    assert len(leases(prefect, ids[2])) == 1  # of the deployment's limit: one that is lost frees the slot too early
+    assert len(leases(prefect, ids[2])) == 1  # of the deployment's limit; a lost lease would free its slot too early
     assert prefect.numbers("first") == [1]
     assert provider.request_count == 2 * 13
 
 
 def leases(client: Prefect, flow_run_id: str) -> set[str | None]:
-    """The concurrency leases that the running states of a flow run have."""
+    """Return the concurrency leases of a flow run's running states."""
     states = client.http.get("/flow_run_states/", params={"flow_run_id": flow_run_id}).raise_for_status().json()
     running = [each["state_details"] for each in states if each["type"] == "RUNNING"]
     assert len(running) >= 3  # running, waiting, running

@@ -1,4 +1,4 @@
-"""`malt up`: what it starts, what it adopts, and that nothing of it is left."""
+"""`malt up`: the processes that it starts, the server that it adopts, and that no process is left behind."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def test_the_ui_every_deployment_and_a_worker_are_there(prefect: Prefect) -> Non
         deployed = prefect.deployment(flow)
         assert deployed["work_pool_name"] == "malt"
         assert deployed["description"]
-    wait_for(lambda: "ONLINE" in worker_states(prefect))  # those of other tests may have come and gone
+    wait_for(lambda: "ONLINE" in worker_states(prefect))  # workers of other tests may be listed as offline
 
 
 def worker_states(prefect: Prefect) -> set[str]:
@@ -33,23 +33,23 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
     assert {each["name"]: each["trigger"]["posture"] for each in automations} == {
         "MALT: tell of a failed run": "Reactive",
         "MALT: a silent run has crashed": "Proactive",
-        "MALT: train what was published": "Reactive",  # this and the next are off, until somebody turns them on
+        "MALT: train what was published": "Reactive",  # this one and the next are disabled by default
         "MALT: evaluate what was trained": "Reactive",
     }
 
 
-def test_a_port_that_is_taken_is_said(service: Up, tmp_path: Path) -> None:
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+def test_the_error_names_a_port_that_is_taken(service: Up, tmp_path: Path) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     port = service.api_url.split(":")[2].removesuffix("/api")
-    environment = {**outside, "MALT_DATA_DIR": str(tmp_path / "data")}
+    environment = {**inherited, "MALT_DATA_DIR": str(tmp_path / "data")}
     command = [MALT, "up", "--port", port]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S)
-    assert done.returncode == 2
-    assert f"a server on port {port}" in done.stderr
-    assert "choose another with --port" in done.stderr
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S)
+    assert result.returncode == 2
+    assert f"the server cannot start on port {port}" in result.stderr
+    assert "choose others with --port" in result.stderr
 
 
-def test_a_server_that_is_there_is_used_and_left_running_with_what_was_set_in_its_ui(
+def test_an_existing_server_is_used_and_left_running_with_the_changes_made_in_its_ui(
     service: Up, prefect: Prefect, tmp_path: Path
 ) -> None:
     deployed = prefect.deployment("rerun")
@@ -60,10 +60,10 @@ def test_a_server_that_is_there_is_used_and_left_running_with_what_was_set_in_it
     prefect.post(f"{path}/schedules", [schedule]).raise_for_status()
     before = prefect.deployment("rerun")
     up = start(tmp_path / "data", **service.as_named)
-    said = said_until_ready(up)
+    output = read_until_ready(up)
     assert up.api_url == service.api_url
-    assert "left as set in the UI: quickstart, from-config, rerun, assemble" in said
-    assert "deployed: " not in said
+    assert "left as set in the UI: quickstart, from-config, rerun, assemble" in output
+    assert "deployed: " not in output
     up.stop()
     wait_for(lambda: up.processes() == [])
     assert httpx.get(f"{service.api_url}/health", timeout=RUN_LIMIT_S).json() is True
@@ -74,25 +74,25 @@ def test_a_server_that_is_there_is_used_and_left_running_with_what_was_set_in_it
     assert [each["id"] for each in kept["schedules"]] == [each["id"] for each in before["schedules"]]
 
 
-def said_until_ready(up: Up) -> str:
-    """The lines that it prints once it is ready; the first is read already."""
+def read_until_ready(up: Up) -> str:
+    """Return the rest of the lines that `malt up` prints when it is ready; `start` has read the first."""
     assert up.process.stdout is not None
-    said = ""
-    while "Ctrl-C" not in said:
+    output = ""
+    while "Ctrl-C" not in output:
         line = up.process.stdout.readline()
-        assert line, said
-        said += line
-    return said
+        assert line, output
+        output += line
+    return output
 
 
-def test_what_was_set_in_the_ui_goes_where_that_is_asked_for_and_nothing_is_left_of_one_that_is_killed(
+def test_redeploy_resets_changes_made_in_the_ui_and_a_killed_service_leaves_no_process(
     service: Up, prefect: Prefect, tmp_path: Path
 ) -> None:
     path = f"/deployments/{prefect.deployment('assemble')['id']}"
     prefect.ask("PATCH", path, {"tags": ["mine"]}).raise_for_status()
     up = start(tmp_path / "data", "--redeploy", **service.as_named)
     names = "quickstart, from-config, rerun, assemble, train, evaluate, improve, alerts, mark-crashed"
-    assert f"deployed: {names}" in said_until_ready(up)
+    assert f"deployed: {names}" in read_until_ready(up)
     assert prefect.deployment("assemble")["tags"] == ["malt"]
     assert up.processes()
     up.process.kill()
@@ -100,11 +100,11 @@ def test_what_was_set_in_the_ui_goes_where_that_is_asked_for_and_nothing_is_left
     wait_for(lambda: up.processes() == [])
 
 
-def test_its_records_are_in_postgres_where_that_is_asked_for(postgres: str, tmp_path: Path) -> None:
+def test_records_are_in_postgres_if_requested(postgres: str, tmp_path: Path) -> None:
     url = postgres.replace("postgresql", "postgresql+asyncpg", 1)
-    named = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
-    up = start(tmp_path / "data", "--port", str(free_port()), "--postgres", **named)
-    said_until_ready(up)
+    environment = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+    up = start(tmp_path / "data", "--port", str(free_port()), "--postgres", **environment)
+    read_until_ready(up)
     with psycopg.connect(postgres) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM deployment")]
     assert {"quickstart", "from-config", "alerts"} <= set(names)

@@ -1,4 +1,4 @@
-"""What is in doubt is never paid for twice: batches that cannot be seen, making that was not answered, direct runs."""
+"""Batches in doubt are never paid for twice: invisible batches, creations without a response, direct runs beside."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ NOT_LISTED = [refusal(404, "Not Found", None), refusal(405, "Method Not Allowed"
 
 @pytest.fixture
 def suspended(provider: BatchProvider, spec: RunSpec) -> RunSpec:
-    """A run whose first level is under way, and that is not to wait for it."""
+    """Spec of a run that does not wait for batches, with its first level in flight."""
     provider.stages = ["in_progress", "completed"]
     not_waiting = batched(spec, wait=False)
     assert grown(not_waiting)[0].waits is not None
@@ -57,7 +57,7 @@ def test_a_batch_that_the_key_does_not_see_stops_the_run(
     check_each_item_is_paid_once(provider)
 
 
-def test_a_batch_that_is_let_go_is_asked_for_again(
+def test_items_of_a_forgotten_batch_are_requested_again(
     provider: BatchProvider,
     spec: RunSpec,
     suspended: RunSpec,
@@ -76,7 +76,7 @@ def test_a_batch_that_is_let_go_is_asked_for_again(
     assert "no batch is under way" in capsys.readouterr().out
 
 
-def test_a_batch_that_nobody_knows_when_its_life_is_over_has_expired(
+def test_an_unknown_batch_older_than_its_lifetime_has_expired(
     provider: BatchProvider, spec: RunSpec, suspended: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_session(Settings(), suspended.limits).store
@@ -88,7 +88,7 @@ def test_a_batch_that_nobody_knows_when_its_life_is_over_has_expired(
 
 
 @pytest.mark.parametrize("not_listed", NOT_LISTED, ids=lambda fault: str(fault.status))
-def test_a_batch_whose_making_was_not_answered_is_kept_until_somebody_can_say(
+def test_a_batch_created_without_a_response_is_kept_until_its_state_is_known(
     provider: BatchProvider, spec: RunSpec, not_listed: Fault
 ) -> None:
     provider.afterwards = lambda *which: server_error() if which == ("create", 0) else None
@@ -103,7 +103,7 @@ def test_a_batch_whose_making_was_not_answered_is_kept_until_somebody_can_say(
     check_each_item_is_paid_once(provider)
 
 
-def test_what_to_do_about_a_batch_in_doubt_is_said(provider: BatchProvider, spec: RunSpec) -> None:
+def test_the_error_for_a_batch_in_doubt_says_what_to_do(provider: BatchProvider, spec: RunSpec) -> None:
     provider.afterwards = lambda *which: server_error() if which == ("create", 0) else None
     provider.batch_faults = lambda name, _: refusal(404, "Not Found", None) if name == "list" else None
     stopped = grown(spec)[0].stopped or ""
@@ -113,7 +113,9 @@ def test_what_to_do_about_a_batch_in_doubt_is_said(provider: BatchProvider, spec
     assert exit_code(["batches", "--forget", mark]) == 0
 
 
-def test_what_was_not_uploaded_is_free_at_once_and_nothing_is_listed(provider: BatchProvider, spec: RunSpec) -> None:
+def test_items_of_a_failed_upload_are_free_at_once_without_listing_batches(
+    provider: BatchProvider, spec: RunSpec
+) -> None:
     provider.batch_faults = lambda name, _: server_error() if name == "upload" else None
     assert "bad day" in (grown(spec, IMPATIENT)[0].stopped or "")
     provider.batch_faults = lambda *_: None
@@ -127,11 +129,11 @@ def the_session(spec: RunSpec) -> Session:
 
 GiveUp = Callable[[BatchStore, str], None]
 GIVEN_UP = pytest.mark.parametrize("give_up", [BatchStore.release, BatchStore.forget])
-"""By another process, which took this one for dead, or by hand."""
+"""Ways to give a batch up: by another process that took this one for dead, and by hand."""
 
 
 def given_up_as(provider: BatchProvider, spec: RunSpec, call: str, give_up: GiveUp) -> Shortfall:
-    """Grow while somebody gives the first batch up as a call is answered."""
+    """Grow while the first batch is given up just as `call` takes effect."""
 
     def meanwhile(name: str, number: int) -> None:
         if (name, number) == (call, 0):
@@ -159,7 +161,7 @@ def test_a_batch_that_was_given_up_as_it_was_made_is_to_be_cancelled(
     assert "batch batch_0 was made at openai/generator-model" in stopped
 
 
-def test_a_session_that_was_stopped_hands_in_nothing_more(provider: BatchProvider, spec: RunSpec) -> None:
+def test_a_stopped_session_submits_nothing_more(provider: BatchProvider, spec: RunSpec) -> None:
     def stop(*_: object) -> None:
         session = the_session(spec)
         session.stopped = session.stopped or ConfigError("enough")
@@ -174,19 +176,19 @@ def asked_directly(spec: RunSpec, run: str = "direct", asks: frozenset[Role] = f
     return fill_batch(read_job(spec), Run(run, asks)).shortfall
 
 
-def test_a_direct_run_does_not_pay_for_what_is_under_way(
+def test_a_direct_run_does_not_pay_for_items_in_flight(
     provider: BatchProvider, spec: RunSpec, suspended: RunSpec
 ) -> None:
     with pytest.raises(ConfigError, match=r"dataset sums: .* under way in batch batch_0, .* --forget batch_0"):
         asked_directly(suspended)
     assert provider.requests == []
-    assert grown(suspended, run="two")[0].waits is not None  # the first level is collected, the second under way
+    assert grown(suspended, run="two")[0].waits is not None  # the first level is collected, the second in flight
     assert grown(spec, run="three")[0] == NOTHING_MISSING
     assert asked_directly(suspended, run="again") == NOTHING_MISSING
     check_each_item_is_paid_once(provider)
 
 
-def test_a_direct_run_asks_for_what_no_batch_holds(provider: BatchProvider, suspended: RunSpec) -> None:
+def test_a_direct_run_requests_items_that_no_batch_holds(provider: BatchProvider, suspended: RunSpec) -> None:
     warmer = suspended.roles.generator.model_copy(update={"temperature": 0.9})
     other = suspended.model_copy(update={"roles": suspended.roles.model_copy(update={"generator": warmer})})
     assert asked_directly(other) == NOTHING_MISSING

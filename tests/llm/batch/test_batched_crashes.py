@@ -1,4 +1,4 @@
-"""kill -9 as a call takes effect at the provider, before its answer is here: the next run pays for nothing twice."""
+"""kill -9 after a call took effect at the provider and before its response: the next run pays for nothing twice."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Patience with a provider's batch API: how long nobody there is waited for."""
+"""Patience with a provider's batch API: waiting times during an outage."""
 
 import time
 
@@ -18,7 +18,7 @@ def desk_of(provider: BatchProvider, *, down_after_s: float) -> BatchClient:
     return BatchClient(ModelSpec(model="openai/m", api_base=provider.url), policy)
 
 
-async def test_a_provider_that_goes_away_is_waited_for_as_in_any_outage() -> None:
+async def test_a_provider_that_becomes_unreachable_is_waited_for_as_in_any_outage() -> None:
     with BatchProvider() as provider:
         client = desk_of(provider, down_after_s=0.5)
         await client.upload(b"{}\n")
@@ -28,7 +28,7 @@ async def test_a_provider_that_goes_away_is_waited_for_as_in_any_outage() -> Non
     assert time.monotonic() - started > 0.4
 
 
-async def test_a_provider_that_nobody_has_reached_yet_is_given_up_sooner() -> None:
+async def test_a_provider_that_was_never_reached_is_given_up_sooner() -> None:
     with BatchProvider() as provider:
         client = desk_of(provider, down_after_s=HOUR_S)
     with pytest.raises(EndpointDown, match="no better answer for"):

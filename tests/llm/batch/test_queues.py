@@ -1,4 +1,4 @@
-"""A provider's queue that is full: less at a time where that may help, else waiting, for a day."""
+"""A provider's full batch queue: smaller batches where that may help, else waiting for up to a day."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def of(model: ModelSpec) -> Batch:
     return Batch("mark", "sums", model.model, None, None, 0.0, 0)
 
 
-def test_what_is_refused_alone_is_halved_and_one_batch_is_under_way_at_a_time(queues: Queues) -> None:
+def test_a_batch_refused_alone_is_halved_and_then_only_one_runs_at_a_time(queues: Queues) -> None:
     assert queues.refused(MODEL, 64)
     assert queues.size_for(MODEL).items == 32
     assert queues.is_full_for(MODEL)
@@ -38,16 +38,14 @@ def test_what_is_refused_alone_is_halved_and_one_batch_is_under_way_at_a_time(qu
     assert not queues.is_full_for(MODEL)
 
 
-def test_what_is_refused_beside_others_of_ours_waits_for_them_and_is_not_halved(queues: Queues) -> None:
+def test_a_batch_refused_beside_others_of_ours_waits_for_them_and_is_not_halved(queues: Queues) -> None:
     queues.enter(MODEL)
     queues.refused(MODEL, 3)
     assert queues.size_for(MODEL).items == 64
     assert queues.is_full_for(MODEL)
 
 
-def test_a_rest_that_is_refused_makes_no_batch_smaller_than_one_that_there_was_room_for(
-    queues: Queues,
-) -> None:
+def test_a_refused_remainder_makes_no_batch_smaller_than_one_that_was_accepted(queues: Queues) -> None:
     queues.took(MODEL, 40)
     assert not queues.refused(MODEL, 3)
     assert queues.size_for(MODEL).items == 64
@@ -97,7 +95,7 @@ def test_a_queue_that_others_fill_is_waited_for(provider: BatchProvider, spec: R
     assert sizes(provider, "generator-model") == [2, 1, 1, 1, 1, 1, 1]
 
 
-def test_nobody_waits_for_a_full_queue_where_the_run_is_not_to_wait(provider: BatchProvider, spec: RunSpec) -> None:
+def test_a_run_with_wait_switched_off_does_not_wait_for_a_full_queue(provider: BatchProvider, spec: RunSpec) -> None:
     provider.stages = ["failed"]
     waits = grown(batched(spec, wait=False))[0].waits or ""
     assert "queue is full (token_limit_exceeded)" in waits

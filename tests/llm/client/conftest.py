@@ -1,4 +1,4 @@
-"""What the tests of sessions and completers ask for."""
+"""Fixtures for the tests of sessions and completers."""
 
 import pytest
 

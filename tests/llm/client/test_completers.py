@@ -1,4 +1,4 @@
-"""Store first, then the endpoint; siblings in one request; nothing is asked twice."""
+"""Completers: the store first, then the endpoint; siblings in one request; nothing is requested twice."""
 
 import asyncio
 import sqlite3
@@ -106,7 +106,7 @@ def test_a_failed_request_says_why_and_is_asked_again_next_time(
     assert len(ask(session, request_for_three)) == 3
 
 
-def test_siblings_that_were_had_are_kept_when_another_fails(
+def test_received_siblings_are_kept_when_another_fails(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     provider.siblings = "ignored"
@@ -130,7 +130,9 @@ def test_a_wrong_key_stops_everything_at_once(
     assert provider.request_count == 1
 
 
-def test_recall_asks_nobody(session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest) -> None:
+def test_recall_sends_no_request(
+    session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
+) -> None:
     with pytest.raises(RequestFailed, match="not in the store"):
         session.run(make_store_completer(session.store, ["q1"])(request_for_three))
     assert provider.request_count == 0
@@ -145,7 +147,7 @@ def test_a_role_that_may_not_be_asked_is_only_recalled(
     assert provider.request_count == 0
 
 
-def test_what_another_run_stored_meanwhile_is_what_this_one_goes_on_with(
+def test_a_run_continues_with_samples_that_another_stored_meanwhile(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     early = make_completer(session, ["q1"])
@@ -166,7 +168,7 @@ def test_a_store_that_cannot_be_written_stops_all_asking(
     assert provider.request_count == 1
 
 
-def test_what_was_used_is_counted_once(
+def test_usage_is_counted_once(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     ask(session, request_for_three)
@@ -184,7 +186,7 @@ def test_an_unknown_cost_is_never_zero() -> None:
     assert usage.cost_usd is None
 
 
-def test_a_closed_session_keeps_what_was_under_way(
+def test_a_closed_session_stores_requests_in_flight(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest, settings: Settings
 ) -> None:
     provider.latency_s = 0.3

@@ -1,4 +1,4 @@
-"""The run lock: one run at a time grows a dataset of a store; who waits is told for whom, and the dead hold nothing."""
+"""The run lock: one run at a time grows a dataset; a waiter is told who holds the lock, a dead process holds none."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from tests.postgres import Postgres
 
 SOON_S = 2 * LOOK_EVERY_S
 LIMIT_S = 120.0
-"""On a busy machine."""
+"""Limit in seconds for a busy machine."""
 HOLDER = """
 import asyncio
 from malt.llm.client.run_lock import hold_run_lock
@@ -42,7 +42,7 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A store of either kind, for child processes too."""
+    """Settings with a store in SQLite or PostgreSQL, for child processes too."""
     if request.param == "postgresql":
         monkeypatch.setenv("MALT_STORE_URL", request.getfixturevalue("server").url("postgres"))
     return Settings()
@@ -83,7 +83,7 @@ async def test_a_lock_that_was_released_is_not_taken_again(settings: Settings) -
     lock = _make_lock("sums", settings, "the first")
     assert lock.take() is None
     lock.release()
-    await asyncio.to_thread(lock.take)  # as by a look that was just to be made
+    await asyncio.to_thread(lock.take)  # as a waiter's pending attempt would
     await asyncio.wait_for(hold_briefly(settings), LIMIT_S)
 
 
@@ -93,7 +93,7 @@ async def test_other_datasets_and_other_stores_need_not_wait(settings: Settings,
         await asyncio.wait_for(hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/other.db")), LIMIT_S)
 
 
-async def test_a_process_that_is_killed_holds_nothing(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_killed_process_holds_no_lock(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     holder = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDER, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert await holder.stdout.readline() == b"held\n"
@@ -105,7 +105,7 @@ async def test_a_process_that_is_killed_holds_nothing(settings: Settings, caplog
     assert f"waiting for a process of its own, process {holder.pid} on " in caplog.messages[0]
 
 
-async def test_a_store_is_one_by_whichever_path_it_is_named(tmp_path: Path) -> None:
+async def test_two_paths_to_one_store_share_its_locks(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to("store.db")
     async with hold_run_lock("sums", Settings(store_url=f"sqlite:///{tmp_path}/store.db"), "the first"):
         second = asyncio.create_task(hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/link.db")))
@@ -113,13 +113,13 @@ async def test_a_store_is_one_by_whichever_path_it_is_named(tmp_path: Path) -> N
         second.cancel()
 
 
-async def test_a_lock_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+async def test_a_lock_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "store.db-locks").touch()
     with pytest.raises(StoreError, match=r"store\.db-locks/sums.*File exists"):
         await hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/store.db"))
 
 
-async def test_a_database_that_is_killed_leaves_the_lease_with_the_run_that_had_it(
+async def test_a_killed_database_leaves_the_lock_with_the_run_that_held_it(
     server: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(store_url=server.url("postgres"))

@@ -1,4 +1,4 @@
-"""One session for a process's settings and limits: shared, closed at the end, and stopped for good where it stopped."""
+"""Sessions: shared by equal settings and limits, closed at exit, and stopped for good within a run that stopped."""
 
 import asyncio
 import gc
@@ -101,7 +101,7 @@ def test_a_process_keeps_nothing_of_the_runs_that_have_ended(settings: Settings)
     assert session() is None
 
 
-def test_stopping_waits_for_what_is_under_way_and_stores_it(
+def test_stopping_waits_for_requests_in_flight_and_stores_them(
     settings: Settings, request_for_three: CompletionRequest, provider: ScriptedProvider
 ) -> None:
     provider.latency_s = 0.5
@@ -158,7 +158,7 @@ def test_a_store_that_is_removed_in_mid_run_ends_the_asking_and_loses_nothing(
 
 
 @pytest.mark.parametrize("text", ['{"choices": []}', "<html>", '{"error": "odd"}', '{"deep": ' + "[" * 5000])
-def test_no_cap_is_passed_by_what_replies_that_cannot_be_used_may_cost(
+def test_unusable_replies_at_their_worst_case_do_not_exceed_the_cap(
     settings: Settings, provider: ScriptedProvider, text: str
 ) -> None:
     provider.faults = lambda _asked: Fault(text=text)
@@ -174,7 +174,7 @@ def test_no_cap_is_passed_by_what_replies_that_cannot_be_used_may_cost(
     ends = asyncio.run(ask_all())
     session.close()
     assert BudgetSpent in {type(end) for end in ends}
-    assert provider.request_count * 1000 <= 6000  # as if each had been billed in full
+    assert provider.request_count * 1000 <= 6000  # at most, if each was billed in full
 
 
 def test_a_process_that_is_stopped_for_a_while_takes_no_answer_for_timed_out(provider: ScriptedProvider) -> None:

@@ -1,4 +1,4 @@
-"""Where prompts and keys go, and how much comes back: a provider's own address, and no other."""
+"""Destinations of prompts and keys: a provider's own address and no other; and the size limit of replies."""
 
 import gzip
 import resource
@@ -32,13 +32,13 @@ async def connections() -> AsyncIterator[None]:
 
 @contextmanager
 def answering(status: int, headers: Mapping[str, str] = NOTHING, body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
-    """Serve one answer to whatever is asked; yield the address, and all that is heard there."""
+    """Serve the same answer to every request; yield the address and the list of received requests."""
     heard: list[str] = []
 
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            heard.append(f"{self.path}\n{self.headers}\n{told}")
+            body_text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            heard.append(f"{self.path}\n{self.headers}\n{body_text}")
             self.send_response(status)
             for name, value in {
                 "Content-Type": "application/json",
@@ -47,7 +47,7 @@ def answering(status: int, headers: Mapping[str, str] = NOTHING, body: bytes = b
             }.items():
                 self.send_header(name, value)
             self.end_headers()
-            with suppress(OSError):  # it is told enough
+            with suppress(OSError):  # the client may stop reading early
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None: ...

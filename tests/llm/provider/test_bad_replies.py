@@ -1,7 +1,7 @@
-"""Everything a provider may reply, over real HTTP: what becomes of it, and that a later run goes on.
+"""All kinds of replies of a provider, over real HTTP: how each request ends, and that a later run continues.
 
-A case in cases/bad_replies.jsonl says what is sent (a whole body, or what differs in a good one), and how it ends:
-answered, the branch failed, waited for, or the run stopped.
+A case in cases/bad_replies.jsonl has the reply (a whole body, or the differences from a good one), and the end:
+the request is answered, its branch fails, it waits, or the run stops.
 """
 
 import gzip
@@ -45,16 +45,16 @@ QUICK = Policy(
     limited_after_s=0.2,
     probe_max_s=0.02,
 )
-"""The production policy, some hundred times faster."""
+"""The production policy, about a hundred times faster."""
 BOUND_S = 120.0
-"""No case hangs; on an idle machine the slowest takes a second and a half."""
+"""Limit of a case in seconds; the slowest takes 1.5 s on an idle machine."""
 KEY = "test-key-4711"
 ENDS = {"failed": RequestFailed, "waits": EndpointDown, "stops": AccountEmpty, "config": ConfigError}
 ANSWER, QUESTION = "Final Answer: 5", "What is 2 + 3? "
 
 
 def body_of(case: Case) -> dict[str, Any]:
-    """Return a good answer's body, but for what the case has otherwise."""
+    """Return a good answer's body with the changes of the case."""
     choice = case.get("choice") or {
         "index": 0,
         "message": {"role": "assistant", "content": ANSWER, **case.get("message", {})},
@@ -66,7 +66,7 @@ def body_of(case: Case) -> dict[str, Any]:
 
 
 def text_of(case: Case) -> str:
-    """Return what is sent as text: JSON as Python would not write it, where the case asks for that."""
+    """Return the body as text, with JSON that Python would not write if the case asks for it."""
     whole = json.dumps(case.get("body") or body_of(case))
     good = whole
     if "raw_content" in case:
@@ -91,7 +91,7 @@ def text_of(case: Case) -> str:
 
 
 def fault_of(case: Case) -> Fault:
-    """Return what the provider does."""
+    """Return the provider's reply in a case."""
     headers = {"Content-Type": "application/json", **case.get("headers", {})}
     if "action" in case:
         return Fault(case["action"])
@@ -104,7 +104,7 @@ def fault_of(case: Case) -> Fault:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedProvider]:
-    call.warm_up()  # or the first case would wait for it
+    call.warm_up()  # keeps the import of LiteLLM out of the first case
     with ScriptedProvider() as provider:
         yield provider
 
@@ -135,11 +135,11 @@ def run_of_its_own(settings: Settings) -> Iterator[Session]:
 
 
 Run = Callable[[], AbstractContextManager[Session]]
-"""Opens a run."""
+"""Opens the session of a run."""
 
 
 def is_plain(case: Case) -> bool:
-    """Whether nothing but a text comes of it, which leaves a run as it was."""
+    """Whether a case only yields a text, so that its run can be shared with other cases."""
     return case["ends"] == "answered" and not {"large", "gzip", "headers", "usage", "raw_usage_cost"} & case.keys()
 
 
@@ -152,7 +152,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]
 
 @pytest.fixture
 def runs(settings: Settings, shared: tuple[Run, Run], case: Case) -> tuple[Run, Run]:
-    """A run and a later one over one store: those that all plain cases share, or the case's own."""
+    """A run and a later one over one store: shared by all plain cases, or the case's own."""
     own = partial(run_of_its_own, settings)
     return shared if is_plain(case) else (own, own)
 
@@ -163,7 +163,7 @@ def ask(server: ScriptedProvider, run: Run, case: Case) -> Completion:
 
 
 def goes_on_after(server: ScriptedProvider, one: Run, later: Run, case: Case) -> bool:
-    """Play a case and check its end; then heal the provider, and return whether the later run has its answer."""
+    """Play a case and check its end; then end the fault, and return whether the later run has its answer."""
     fault = fault_of(case)
     server.faults = lambda _asked: fault
     before, started = server.request_count, time.monotonic()
@@ -177,13 +177,13 @@ def goes_on_after(server: ScriptedProvider, one: Run, later: Run, case: Case) ->
     check_end(case, end, tries)
     server.faults = None
     again, asked = ask(server, later, case), server.request_count
-    if isinstance(end, Completion):  # stored, so nothing is asked
+    if isinstance(end, Completion):  # the answer is stored, so no request is sent
         return (again.text, asked) == (end.text, before + tries)
     return "Final Answer:" in again.text
 
 
 def check_end(case: Case, end: Completion | MaltError, tries: int) -> None:
-    """Compare what became of a case with what it says."""
+    """Check that a case ended as it declares."""
     if isinstance(end, Completion):
         assert case["ends"] in ("answered", "either"), end
         assert end.text.rstrip() == case.get("text", end.text).rstrip()
@@ -212,7 +212,7 @@ def test_a_reply_ends_as_its_case_says_and_a_later_run_goes_on(
 
 
 def ask_all(server: ScriptedProvider, settings: Settings, cases: list[Case]) -> list[Completion]:
-    """Ask all questions in one run."""
+    """Ask the questions of all cases in one run."""
     session = Session(settings, Limits(), Endpoints(QUICK))
     try:
         asking = make_completer(session, [case["name"] for case in cases])
@@ -221,7 +221,7 @@ def ask_all(server: ScriptedProvider, settings: Settings, cases: list[Case]) -> 
         session.close()
 
 
-def test_what_is_answered_is_stored_the_same_on_postgresql(server: ScriptedProvider, postgres: str) -> None:
+def test_replies_are_stored_the_same_on_postgresql(server: ScriptedProvider, postgres: str) -> None:
     played = [case for case in CASES if case["ends"] == "answered" and not {"large", "gzip", "headers"} & case.keys()]
     assert len(played) > 200
     faults = {QUESTION + case["name"]: fault_of(case) for case in played}

@@ -1,4 +1,4 @@
-"""One request through LiteLLM: what is sent, what comes back, and what each error means to the run."""
+"""One request through LiteLLM: its content, its response, and the meaning of each error to the run."""
 
 import json
 import logging
@@ -167,7 +167,7 @@ async def test_usage_that_is_missing_makes_the_cost_unknown(provider: ScriptedPr
     assert (reply.cost_usd, reply.total_tokens) == (None, None)
 
 
-async def test_what_litellm_writes_into_extra_changes_no_key(provider: ScriptedProvider) -> None:
+async def test_litellm_s_changes_to_extra_change_no_key(provider: ScriptedProvider) -> None:
     asked = request(spec(provider, extra={"metadata": {"team": "a"}}))
     before = replace(asked).keys
     await llm.send(asked, 0, 1)
@@ -319,7 +319,7 @@ async def test_no_error_and_no_log_line_holds_the_key(
     assert capfd.readouterr() == ("", "")
 
 
-# what is found before anything is asked
+# errors found before any request
 
 
 def test_a_sound_declaration_passes(provider: ScriptedProvider) -> None:
@@ -365,7 +365,7 @@ def test_a_cap_needs_a_price_and_a_longest_completion(provider: ScriptedProvider
 @pytest.mark.parametrize(
     ("model", "takes"), [("openai/m", True), ("embedded", True), ("anthropic/claude-sonnet-4-5", False)]
 )
-def test_it_is_known_which_providers_take_siblings(model: str, takes: bool) -> None:
+def test_providers_that_take_siblings_are_known(model: str, takes: bool) -> None:
     assert llm.takes_siblings(ModelSpec(model=model)) is takes
 
 

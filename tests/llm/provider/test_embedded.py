@@ -1,4 +1,4 @@
-"""The embedded model, for real: SmolLM2-135M served in this process, or in one of its own where the process matters."""
+"""The real embedded model: SmolLM2-135M served in this process, or in a separate one where that matters."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def ask(url, **body):
     with urllib.request.urlopen(request, timeout=120) as reply:
         return json.load(reply)
 """
-"""A client that needs nothing, for scripts; the tests run it too."""
+"""A client without dependencies, for scripts in other processes; this module executes it too."""
 
 client: dict[str, Any] = {}
 exec(ASK, client)
@@ -46,7 +46,7 @@ def url() -> str:
 
 
 def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own; its raw stdout and stderr are what the process wrote there."""
+    """Run a script in a separate process; return its raw stdout and stderr."""
     return subprocess.run(
         [sys.executable, "-c", ASK + script],
         capture_output=True,
@@ -106,7 +106,7 @@ def test_a_damaged_gguf_is_an_error_that_says_what_it_may_be(tmp_path: Path) -> 
 
 @contextmanager
 def hub(files: dict[str, bytes]) -> Iterator[str]:
-    """Serve files as the Hugging Face hub does, at `/<repo>/resolve/main/<file>`."""
+    """Serve files as the Hugging Face Hub does, at `/<repo>/resolve/main/<file>`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -123,7 +123,7 @@ def hub(files: dict[str, bytes]) -> Iterator[str]:
             self.wfile.write(files.get(urlsplit(self.path).path, b""))
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -212,7 +212,7 @@ def request_for(number: int) -> CompletionRequest:
 
 
 async def answer(numbers: Sequence[int]) -> dict[int, object]:
-    """Answer at once; texts with every digit of the log-probabilities."""
+    """Answer requests concurrently; return texts and log-probabilities in full precision."""
     replies = await asyncio.gather(*(call.send(request_for(number), 0, 3) for number in numbers))
     await call.close()
     return {number: reply.response["choices"] for number, reply in zip(numbers, replies, strict=True)}
@@ -224,15 +224,15 @@ def test_a_text_depends_neither_on_what_is_in_flight_nor_on_what_was_asked_befor
     assert asyncio.run(answer([3])) == {3: alone[3]}
 
 
-def test_who_stops_waiting_for_a_lane_leaves_it_to_others() -> None:
+def test_a_caller_that_stops_waiting_for_a_lane_leaves_it_to_others() -> None:
     async def wait_in_vain() -> None:
         async with AsyncExitStack() as held:
             for _ in range(embedded.count_lanes()):
-                await held.enter_async_context(embedded.asking(at, "embedded"))
+                await held.enter_async_context(embedded.hold_lane(at, "embedded"))
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
-                    await held.enter_async_context(embedded.asking(at, "embedded"))
-        async with embedded.asking(at, "embedded") as lane:
+                    await held.enter_async_context(embedded.hold_lane(at, "embedded"))
+        async with embedded.hold_lane(at, "embedded") as lane:
             assert lane is not None
 
     at = embedded.start_endpoint("embedded")
@@ -264,7 +264,7 @@ def test_equal_requests_in_the_same_order_give_equal_texts_and_nothing_else_is_p
     assert len(first.stdout.splitlines()) == 3
 
 
-def test_how_long_openmp_spins_is_set_for_the_import_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_openmp_spin_limit_is_set_during_the_import_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     with embedded._limit_spinning():

@@ -1,4 +1,4 @@
-"""One limiter for each model, address and key of a process, whichever sessions ask there."""
+"""Endpoints: one limiter for each model, address and key in a process, shared by all sessions."""
 
 import asyncio
 import time

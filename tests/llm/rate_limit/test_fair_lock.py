@@ -1,4 +1,4 @@
-"""Who is next: the question that came first, and within it the request that came first."""
+"""Order of the fair lock: the question that came first, and within it the request that came first."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from malt.concurrency import FairLock
 
 
 async def order_of(requests: list[tuple[str, str]], cancelled: int | None = None) -> list[str]:
-    """Let requests (question, name) queue behind a first one, of question `q0`; return the order they are let in."""
+    """Let requests (question, name) queue behind a first one, of question `q0`; return the order of their turns."""
     turns, order, first_is_in = FairLock(), [], asyncio.Event()
 
     async def enter(question: str, name: str) -> None:
@@ -28,11 +28,11 @@ async def test_the_question_that_came_first_goes_first() -> None:
     assert await order_of([("q1", "a"), ("q2", "b"), ("q0", "c"), ("q1", "d")]) == ["first", "c", "a", "d", "b"]
 
 
-async def test_one_who_leaves_does_not_hold_up_the_others() -> None:
+async def test_a_cancelled_waiter_does_not_hold_up_the_others() -> None:
     assert await order_of([("q1", "a"), ("q2", "b"), ("q3", "c")], cancelled=1) == ["first", "b", "c"]
 
 
-async def test_one_who_leaves_when_just_called_passes_the_turn_on() -> None:
+async def test_a_waiter_that_is_cancelled_at_its_turn_passes_it_on() -> None:
     turns, order = FairLock(), []
 
     async def enter(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Fallback models: asked for what a role's own model cannot be brought to answer, and recorded as who answered."""
+"""Fallback models: they answer requests that a role's own model cannot, and are recorded as the answering model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_while_the_model_answers_no_fallback_is_asked(
 
 
 @pytest.mark.parametrize("fault", [mishaps.context_overflow(), mishaps.server_error(), mishaps.quota_spent()])
-def test_what_the_model_cannot_be_brought_to_answer_its_fallback_answers(
+def test_a_fallback_answers_requests_that_the_model_cannot(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest, fault: Fault
 ) -> None:
     fail(provider, MAIN, fault=fault)
@@ -82,7 +82,7 @@ def test_fallbacks_are_asked_in_their_order(
     assert models_of(ask(session, request_for_three)) == ["last"] * 3
 
 
-def test_where_all_fail_every_reason_is_told(
+def test_the_error_names_every_model_s_reason_if_all_fail(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     fail(provider, MAIN, SPARE, LAST)
@@ -98,7 +98,7 @@ def test_only_the_missing_siblings_are_asked_of_the_fallback(
     assert sorted(models_of(ask(session, request_for_three))) == ["main", "main", "spare"]
 
 
-def test_a_rerun_goes_on_with_what_stood_in_and_pays_nothing(
+def test_a_rerun_reuses_a_fallback_s_answers_and_pays_nothing(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     fail(provider, MAIN)
@@ -111,7 +111,7 @@ def test_a_rerun_goes_on_with_what_stood_in_and_pays_nothing(
     assert models_of(session.run(make_store_completer(session.store, ["q1"])(request_for_three))) == ["spare"] * 3
 
 
-def test_what_a_fallback_answered_belongs_to_it_whoever_asks(
+def test_a_fallback_s_answer_is_stored_under_the_fallback_s_key(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     fail(provider, MAIN)
@@ -122,7 +122,7 @@ def test_what_a_fallback_answered_belongs_to_it_whoever_asks(
     assert provider.request_count == asked
 
 
-def test_what_the_fallback_answered_elsewhere_stands_in_only_where_the_model_failed(
+def test_a_fallback_s_stored_answers_are_used_only_if_the_model_fails(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     ask(session, replace(request_for_three, model=request_for_three.model.backups[0]))
@@ -134,7 +134,7 @@ def test_what_the_fallback_answered_elsewhere_stands_in_only_where_the_model_fai
     assert len(provider.requests_to("spare")) == 2
 
 
-def test_a_config_without_fallbacks_gets_no_answer_of_theirs(
+def test_a_config_without_fallbacks_does_not_use_their_answers(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     fail(provider, MAIN)
@@ -171,7 +171,7 @@ def test_a_wrong_key_stops_the_run_all_the_same(
     assert provider.request_count == 1
 
 
-def test_a_name_alone_is_served_where_the_role_is_if_its_provider_is_the_same() -> None:
+def test_a_fallback_given_by_name_takes_the_role_s_address_if_the_provider_is_the_same() -> None:
     role = ModelSpec.model_validate(
         {
             "model": MAIN,

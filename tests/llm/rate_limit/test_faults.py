@@ -1,4 +1,4 @@
-"""Everything an endpoint can do wrong, from the HTTP answer to what becomes of the run: the table of faults.py."""
+"""All faults of an endpoint, from the HTTP response to the end of the run: the table in faults.py."""
 
 import time
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ QUICK = Policy(
     limited_after_s=1.0,
     probe_max_s=0.02,
 )
-"""The production policy, some hundred times faster."""
+"""The production policy, about a hundred times faster."""
 
 
 class Policed(Enum):
-    """What is done about a fault: how it ends if it stays, the exit code, and how often the request is sent."""
+    """Treatment of a permanent fault: the error, the exit code, and the number of attempts."""
 
     WAITED_FOR = (EndpointDown, 3, None)
     ASKED_AGAIN = (RequestFailed, 1, QUICK.attempts)
@@ -46,7 +46,7 @@ class Policed(Enum):
 
 
 class Case(NamedTuple):
-    """A fault and the policy that it meets."""
+    """A fault and its treatment."""
 
     fault: Fault
     policy: Policed
@@ -109,7 +109,7 @@ def test_a_fault_that_stays_ends_as_its_policy_says(
 
 
 @of_every_case
-def test_only_what_every_request_would_meet_stops_the_run(
+def test_only_faults_that_every_request_would_meet_stop_the_run(
     session: Session, provider: ScriptedProvider, request_for_one: CompletionRequest, case: Case
 ) -> None:
     provider.faults = mishaps.when(lambda asked: "2 + 3" in asked.prompt, case.fault)

@@ -1,4 +1,4 @@
-"""What response headers say of limits, as providers write it."""
+"""Rate limits in response headers, as providers write them."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +15,7 @@ OPENAI = {
     "x-ratelimit-reset-tokens": "2s",
 }
 GROQ = {
-    "x-ratelimit-limit-requests": "14400",  # of a day
+    "x-ratelimit-limit-requests": "14400",  # a day
     "x-ratelimit-remaining-requests": "14370",
     "x-ratelimit-reset-requests": "2m59.56s",
     "x-ratelimit-limit-tokens": "18000",
@@ -36,7 +36,7 @@ ONLY_LIMITS = {"x-ratelimit-limit-requests": "1200", "x-ratelimit-limit-tokens":
         ({"anthropic-ratelimit-requests-limit": "50"}, AdvertisedLimits(50, None)),
     ],
 )
-def test_what_a_minute_grants(headers: dict[str, str], told: AdvertisedLimits) -> None:
+def test_limits_per_minute_are_read_from_headers(headers: dict[str, str], told: AdvertisedLimits) -> None:
     assert read_limits(headers) == told
 
 

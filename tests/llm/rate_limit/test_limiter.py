@@ -1,4 +1,4 @@
-"""How fast and how often: an endpoint's limiter, with waits of milliseconds."""
+"""An endpoint's limiter: rates, retries and outages, with waits of milliseconds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,12 +27,12 @@ QUICK = Policy(
     never_up_after_s=0.15,
     probe_max_s=0.02,
 )
-"""The production policy, some hundred times faster."""
+"""The production policy, about a hundred times faster."""
 
 
 @dataclass
 class Server:
-    """Answers after `latency_s`, or raises what `fault` says for this request."""
+    """A server that answers after `latency_s`, or raises the error that `fault` returns for a question."""
 
     latency_s: float = 0.001
     fault: Callable[[str], Exception | None] = lambda _question: None
@@ -87,7 +87,7 @@ async def test_no_more_requests_are_under_way_than_the_config_allows() -> None:
     assert server.max_in_flight == 5
 
 
-async def test_what_may_not_begin_for_a_while_begins_within_the_limits() -> None:
+async def test_requests_held_by_a_gate_start_within_the_limits() -> None:
     server, endpoint, may_begin = Server(), Endpoint(Limits(requests_per_minute=600), QUICK), asyncio.Event()
 
     async def gate() -> None:
@@ -102,7 +102,7 @@ async def test_what_may_not_begin_for_a_while_begins_within_the_limits() -> None
     assert times[-1] - times[0] >= (len(times) - 2) * 0.1
 
 
-async def test_who_may_not_begin_any_more_need_not_wait_for_room() -> None:
+async def test_a_stopped_caller_does_not_wait_for_capacity() -> None:
     server, endpoint, stopped = Server(), Endpoint(Limits(requests_per_minute=1), QUICK), False
 
     async def gate() -> None:
@@ -152,7 +152,7 @@ async def test_tokens_per_minute_count_what_was_used_and_not_what_was_reserved()
     server, endpoint = Server(), Endpoint(Limits(tokens_per_minute=60_000), QUICK)
     started = now_s()
     for _ in range(20):
-        await endpoint.call(server.ask(), tokens=100)  # ten are used: 10 ms each, not 100
+        await endpoint.call(server.ask(), tokens=100)  # each uses 10 tokens and takes 10 ms, not 100
     assert 0.15 < now_s() - started < 1.0
 
 
@@ -261,7 +261,7 @@ async def test_a_rejected_prompt_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize("error", [NoSiblings("n"), ConfigError("wrong key")])
-async def test_what_is_not_about_waiting_goes_through_at_once(error: Exception) -> None:
+async def test_errors_that_waiting_cannot_cure_are_raised_at_once(error: Exception) -> None:
     server, endpoint = Server(fault=lambda _: error), Endpoint(Limits(), QUICK)
     with pytest.raises(type(error)):
         await endpoint.call(server.ask(), 1)

@@ -1,4 +1,4 @@
-"""The production policy against endpoints as they are, over minutes of virtual time."""
+"""The production policy against realistic endpoints, over minutes of virtual time."""
 
 import asyncio
 import random
@@ -21,8 +21,8 @@ from tests.virtual_time import run
 
 @dataclass
 class Server:
-    """Answers after a second, more or less; refuses what exceeds a rate in a sliding window, a share of all, or all for
-    a time.
+    """A server that answers after about a second; it refuses requests above a rate in a sliding window, a random share,
+    or all during an outage.
     """
 
     per_second: float = float("inf")
@@ -38,7 +38,7 @@ class Server:
     _random: random.Random = field(default_factory=lambda: random.Random(7))
 
     async def answer(self) -> Reply:
-        await asyncio.sleep(self._random.uniform(0.0, 0.04))  # the way there: requests do not arrive evenly
+        await asyncio.sleep(self._random.uniform(0.0, 0.04))  # network time: requests do not arrive evenly
         if self.down[0] <= now_s() < self.down[1]:
             raise self.outage
         if self._random.random() < self.shed:
@@ -59,7 +59,7 @@ class Server:
 
 
 def asking(server: Server, requests: int, attempts: int = PATIENT.attempts) -> Sequence[Reply | BaseException]:
-    """Ask for many things at once, and wait for all."""
+    """Send many requests at once, and return all results."""
 
     async def ask() -> Sequence[Reply | BaseException]:
         endpoint = Endpoint(Limits(), replace(PATIENT, attempts=attempts))

@@ -1,4 +1,4 @@
-"""Limits among several processes: what they send together, counted where it arrives, over minutes of virtual time."""
+"""Limits shared by several processes: their requests together, counted on arrival, over minutes of virtual time."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ from tests.virtual_time import run
 
 @dataclass
 class Server:
-    """Counts what arrives, up to half a second after it was sent, and answers a moment later."""
+    """A server that counts requests on arrival, up to 0.5 s after they were sent, and answers up to 0.5 s later."""
 
     told: AdvertisedLimits = NO_LIMITS
     arrivals: list[float] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Server:
 
 
 def most_in_a_minute(arrivals: Sequence[float]) -> int:
-    """The most arrivals that any 60 seconds hold, wherever they begin."""
+    """Return the largest number of arrivals in any 60 seconds."""
     most, first = 0, 0
     for last, at in enumerate(arrivals):
         while arrivals[first] < at - 60:
@@ -49,7 +49,7 @@ def most_in_a_minute(arrivals: Sequence[float]) -> int:
 
 
 async def keep_asking(server: Server, limits: Limits, until_s: float) -> None:
-    """One process: more callers than its share lets through, until it is killed."""
+    """Simulate one process with more callers than its share allows, until it is killed."""
 
     async def caller(endpoint: Endpoint) -> None:
         while True:
@@ -61,7 +61,7 @@ async def keep_asking(server: Server, limits: Limits, until_s: float) -> None:
 
 
 async def die_and_be_replaced(server: Server, limits: Limits, lives_s: Iterator[float], until_s: float) -> None:
-    """One share, in the hands of one process after the other."""
+    """Simulate one share that passes from each killed process to the next."""
     while now_s() < until_s:
         with pytest.raises(TimeoutError):
             await keep_asking(server, limits, min(until_s, now_s() + next(lives_s)))
@@ -70,7 +70,7 @@ async def die_and_be_replaced(server: Server, limits: Limits, lives_s: Iterator[
 def arrived(
     limits: Limits, processes: int, seconds: float, lives_s: tuple[float, float], told: AdvertisedLimits = NO_LIMITS
 ) -> Server:
-    """What a server saw of some processes, each of which lives so long."""
+    """Return a server after requests from processes with random lifetimes in a range."""
     server, chance = Server(told), random.Random(11)
 
     async def ask() -> None:
@@ -103,7 +103,7 @@ def test_no_more_requests_are_in_flight_than_the_limit_and_none_of_it_is_left_un
     assert arrived(Limits(max_in_flight=8), processes, 20, LONG).most_in_flight == 8
 
 
-def test_what_an_endpoint_tells_of_its_limit_is_shared_out_too() -> None:
+def test_a_limit_advertised_by_the_endpoint_is_shared_out_too() -> None:
     server = arrived(Limits(max_in_flight=50), 5, 300, LONG, AdvertisedLimits(requests=300))
     assert 0.9 * 300 <= most_in_a_minute([at for at in server.arrivals if at > 60]) <= 300
 
@@ -118,7 +118,7 @@ def test_shares_are_whole_parts_that_add_up_to_the_limits(in_flight: int, reques
 
 
 @given(st.integers(1, 8), st.integers(1, 100))
-def test_a_cap_holds_however_many_workers_batches_land_on(in_flight: int, workers: int) -> None:
+def test_a_cap_holds_for_any_number_of_workers(in_flight: int, workers: int) -> None:
     limits = Limits(max_in_flight=in_flight, max_tokens_total=1000, max_cost_usd=3.0)
     (share, *_) = limits.shares(min(workers, limits.most_shares), workers)
     assert workers * (share.max_cost_usd or 0) <= 3.0 * (1 + 1e-9)

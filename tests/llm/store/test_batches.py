@@ -1,4 +1,4 @@
-"""Batches written down beside the samples: a key is in one open batch at most, whoever asks."""
+"""Batches in the store: a key is in one open batch at most, whichever run asks."""
 
 import os
 import socket
@@ -41,7 +41,7 @@ def returned(key: str, attempts: int = 1, *, alone: bool = False, given_up: bool
     return replace(item(key, "one"), attempts=attempts, alone=alone, given_up=given_up)
 
 
-def test_what_is_planned_is_under_way_until_it_is_settled(batch_store: BatchStore) -> None:
+def test_a_planned_batch_is_open_until_it_is_settled(batch_store: BatchStore) -> None:
     assert batch_store.plan(batch("one"), [item("a", "one"), item("b", "one")]) == {"a", "b"}
     assert [each.batch_id for each in batch_store.list_open("sums")] == [None]
     batch_store.note_batch_id("one", "batch_1")
@@ -63,7 +63,7 @@ def test_a_key_that_was_answered_meanwhile_is_not_claimed(store: Store, batch_st
     assert "a" not in batch_store.find_items(["q1"], "sums")
 
 
-def test_an_item_of_which_others_have_a_sample_is_left_to_them(batch_store: BatchStore) -> None:
+def test_an_item_that_overlaps_another_batch_is_left_to_it(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a.1", "one")])
     siblings = [item("a.0", "two", "a"), item("a.1", "two", "a")]
     assert batch_store.plan(batch("two"), siblings) == set()
@@ -71,7 +71,7 @@ def test_an_item_of_which_others_have_a_sample_is_left_to_them(batch_store: Batc
     assert "a.0" not in batch_store.find_items(["q1"], "sums")
 
 
-def test_what_came_back_can_be_claimed_again_and_keeps_its_count(batch_store: BatchStore) -> None:
+def test_a_returned_item_can_be_claimed_again_and_keeps_its_count_of_attempts(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
     batch_store.settle("one", Amount(0, 0), [], [returned("a")])
     assert batch_store.plan(batch("two"), [item("a", "two")]) == {"a"}
@@ -79,7 +79,7 @@ def test_what_came_back_can_be_claimed_again_and_keeps_its_count(batch_store: Ba
     assert claimed.attempts == 1
 
 
-def test_what_is_given_up_is_not_claimed_until_the_run_is_at_its_end(batch_store: BatchStore) -> None:
+def test_an_item_given_up_is_not_claimed_until_the_run_ends(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
     batch_store.settle("one", Amount(0, 0), [], [returned("a", given_up=True)])
     assert batch_store.plan(batch("two"), [item("a", "two")]) == set()
@@ -87,7 +87,7 @@ def test_what_is_given_up_is_not_claimed_until_the_run_is_at_its_end(batch_store
     assert batch_store.plan(batch("three"), [item("a", "three")]) == {"a"}
 
 
-def test_a_batch_that_was_never_handed_in_leaves_no_trace(batch_store: BatchStore) -> None:
+def test_a_batch_that_was_never_submitted_leaves_no_trace(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
     batch_store.release("one")
     assert batch_store.list_open("sums") == []
@@ -95,7 +95,7 @@ def test_a_batch_that_was_never_handed_in_leaves_no_trace(batch_store: BatchStor
 
 
 def test_a_plan_that_is_written_again_changes_nothing(batch_store: BatchStore) -> None:
-    for _ in range(2):  # as where the store goes away after it has committed
+    for _ in range(2):  # as after a commit whose confirmation was lost
         assert batch_store.plan(batch("one"), [item("a", "one")]) == {"a"}
     assert [each.mark for each in batch_store.list_open("sums")] == ["one"]
 
@@ -121,7 +121,7 @@ def test_a_batch_is_in_doubt_from_when_its_making_is_tried_until_its_name_is_kno
     assert time.time() - tried.planned_at < 60
 
 
-def test_what_one_dataset_has_given_up_another_asks_for(batch_store: BatchStore) -> None:
+def test_an_item_that_one_dataset_gave_up_is_free_for_another(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
     batch_store.settle("one", Amount(0, 0), [], [returned("a", 5, alone=True, given_up=True)])
     assert batch_store.find_items(["q1"], "sums")["a"].given_up
@@ -131,7 +131,7 @@ def test_what_one_dataset_has_given_up_another_asks_for(batch_store: BatchStore)
     assert batch_store.read_items("two") == [theirs]
 
 
-def test_a_batch_that_is_let_go_counts_as_if_it_took_its_most(batch_store: BatchStore) -> None:
+def test_a_forgotten_batch_counts_at_its_worst_case(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
     batch_store.forget("one")
     assert batch_store.list_open("sums") == []
@@ -139,7 +139,7 @@ def test_a_batch_that_is_let_go_counts_as_if_it_took_its_most(batch_store: Batch
     assert batch_store.plan(batch("two"), [item("a", "two")]) == {"a"}
 
 
-def test_what_a_run_asked_directly_is_noted_once(batch_store: BatchStore) -> None:
+def test_spending_on_direct_requests_is_recorded_once(batch_store: BatchStore) -> None:
     for usd in (0.25, 0.5):
         batch_store.note_spent(replace(batch("session"), usd=usd))
     assert [each.amount for each in batch_store.list_ended("sums")] == [Amount(0.5, 100)]
@@ -154,7 +154,7 @@ def test_a_batch_that_is_settled_twice_takes_nothing_from_the_next_one(batch_sto
     assert [each.key for each in batch_store.read_items("two")] == ["a"]
 
 
-def test_what_batches_took_counts_until_the_run_is_at_its_end(batch_store: BatchStore) -> None:
+def test_ended_batches_count_until_the_run_ends(batch_store: BatchStore) -> None:
     for mark in ("one", "two", "open"):
         batch_store.plan(batch(mark), [item(mark, mark)])
     for mark in ("one", "two"):
@@ -176,7 +176,7 @@ def claim(url: str, mark: str) -> set[str]:
         return BatchStore(store).plan(batch(mark), [item(f"key {number}", mark) for number in range(200)])
 
 
-def test_of_many_that_claim_the_same_each_key_goes_to_one(store: Store) -> None:
+def test_each_key_goes_to_one_of_many_concurrent_claims(store: Store) -> None:
     marks = [f"mark {number}" for number in range(6)]
     with ThreadPoolExecutor(len(marks)) as threads:
         claimed = list(threads.map(lambda mark: claim(store.url, mark), marks))
@@ -197,7 +197,7 @@ def test_a_process_of_another_container_is_not_looked_for_here() -> None:
     host, *numbers = place.split("/")
     assert host == socket.gethostname()
     elsewhere = "/".join([host, *(f"{part}0" for part in numbers)])
-    there = replace(batch("one"), owner=f"{elsewhere}:{2**22 + 1}")  # no such process here
+    there = replace(batch("one"), owner=f"{elsewhere}:{2**22 + 1}")  # a process id that does not exist here
     assert there.is_abandoned == (not numbers)
 
 

@@ -1,4 +1,4 @@
-"""The store keeps every answer, once, and says clearly when it cannot."""
+"""The store keeps every answer once, and fails with a clear error if it cannot."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from tests.postgres import Postgres
 from tests.postgres import postgres as postgres
 
 LIMIT_S = 300.0
-"""On a very busy machine."""
+"""Limit in seconds for a very busy machine."""
 
 
 def answered(key: str, question_id: str = "q1", response: str | None = "{}", error: str | None = None) -> StoredSample:
@@ -38,7 +38,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'store.db'}"
 
 
-def test_what_is_written_is_read_back_by_question(url: str) -> None:
+def test_written_rows_are_read_back_by_question(url: str) -> None:
     with Store(url) as store:
         rows = [answered("a"), answered("b", "q2"), answered("c", "q3")]
         store.write(rows)
@@ -65,7 +65,7 @@ def test_an_answer_is_never_overwritten(url: str) -> None:
         assert store.rows(["q1"])["a"].response == '"first"'
 
 
-def test_a_writer_that_comes_second_is_told_what_the_store_holds(url: str) -> None:
+def test_a_second_writer_gets_the_stored_answer(url: str) -> None:
     with Store(url) as store:
         store.write([answered("a", response='"first"')])
         held = store.write([answered("a", response='"second"'), answered("b")])
@@ -166,7 +166,7 @@ async def test_a_row_is_written_by_a_process_that_can_start_no_thread_any_more(u
         assert "a" in store.rows(["q1"])
 
 
-async def test_a_failed_write_is_told_to_all_who_wait(url: str, tmp_path: Path) -> None:
+async def test_a_failed_write_raises_for_every_waiter(url: str, tmp_path: Path) -> None:
     with Store(url) as store:
         with sqlite3.connect(tmp_path / "store.db") as connection:
             connection.execute("DROP TABLE samples")
@@ -233,7 +233,7 @@ LARGE = "x" * 400_000
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Let no file of this process grow past what a store without answers takes."""
+    """Limit the size of this process's files to that of an empty store."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
     try:
@@ -281,7 +281,7 @@ def test_a_store_that_stays_away_is_given_up_and_keeps_what_it_had(url: str) -> 
         assert list(store.rows(["q1"])) == ["a"]
 
 
-def test_a_store_that_nobody_waits_for_says_at_once_that_it_is_away(url: str) -> None:
+def test_a_store_without_patience_reports_an_outage_at_once(url: str) -> None:
     with Store(url) as store, full_disk(), pytest.raises(StoreError, match="cannot be used"):
         store.write([answered("a", response=LARGE)])
 
@@ -336,7 +336,7 @@ def test_postgresql_refuses_nul_for_its_row_alone(postgres: str) -> None:
         store.write([answered("nul", response=None, error="a \x00 byte")])
 
 
-def test_what_a_removed_file_held_is_in_a_copy_with_what_came_after(url: str, tmp_path: Path) -> None:
+def test_the_rows_of_a_removed_file_are_rescued_with_later_ones(url: str, tmp_path: Path) -> None:
     with Store(url) as store:
         store.write([answered("a")])
         for file in tmp_path.glob("store.db*"):
@@ -362,7 +362,7 @@ def test_a_database_that_is_read_only_for_now_is_waited_for_and_found_before_any
         pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
     with Postgres() as server, Store(server.url("postgres"), LIMIT_S) as store, ThreadPoolExecutor(1) as pool:
         set_read_only(server, read_only=True)
-        assert store.rows(["q1"]) == {}  # connects again
+        assert store.rows(["q1"]) == {}  # reconnects
         with pytest.raises(StoreError, match="cannot be used: cannot execute UPDATE in a read-only transaction"):
             store.check_writable()
         writing = pool.submit(store.write, [answered("a")])
@@ -377,7 +377,9 @@ def set_read_only(server: Postgres, *, read_only: bool) -> None:
         connection.exec_driver_sql("SET default_transaction_read_only = off")
         connection.exec_driver_sql(f"ALTER DATABASE postgres SET default_transaction_read_only = {read_only}")
         others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) {others}")  # who is connected would keep its mode
+        connection.exec_driver_sql(
+            f"SELECT pg_terminate_backend(pid) {others}"
+        )  # open connections would keep their mode
     engine.dispose()
 
 
@@ -401,7 +403,7 @@ def test_a_file_that_is_removed_while_it_is_read_is_rescued_whole(url: str, tmp_
 
     with Store(url) as store, ThreadPoolExecutor() as threads:
         store.write([answered("a"), answered("b")])
-        reading = threads.submit(store.transact, read, writes=False)  # it has the only connection that is open
+        reading = threads.submit(store.transact, read, writes=False)  # it holds the only open connection
         assert reads.wait(60)
         for file in tmp_path.glob("store.db*"):
             file.unlink()
@@ -412,7 +414,7 @@ def test_a_file_that_is_removed_while_it_is_read_is_rescued_whole(url: str, tmp_
         assert store.rows(["q1"]).keys() == {"a", "b"}
 
 
-def test_what_is_written_to_a_file_that_was_just_rescued_is_in_the_copy(url: str, tmp_path: Path) -> None:
+def test_a_write_in_flight_during_the_rescue_is_in_the_copy(url: str, tmp_path: Path) -> None:
     def write(connection: sa.Connection) -> None:
         for file in tmp_path.glob("store.db*") if store.lost is None else ():
             file.unlink()
