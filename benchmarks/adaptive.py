@@ -1,8 +1,8 @@
-"""Prints what adaptive growth gives for 1,000 completions beside full growth: `python -m benchmarks.adaptive [N]`.
+"""Prints the rows per 1,000 completions of adaptive and of full growth: `python -m benchmarks.adaptive [N]`.
 
 Simulated models grow N trees (default 300) of the paper's shape through the real growth, grading and gates. `alike`:
-every leaf is right with the same probability. `k = …`: a question's rate is drawn from Beta(k a, k (1 - a)) around the
-accuracy a; `published`: with the k of a real model of about that accuracy (difficulty.py). `branches too`: a
+every leaf is right with the same probability. `k = …`: a question's rate is drawn from Beta(k a, k (1 - a)) for the
+accuracy a; `published`: with the k of a real model of similar accuracy (difficulty.py). `branches too`: a
 generation's rate is drawn around its question's with k = 5, a critique's around that with k = 10. With `--embedded N`
 the embedded model grows N of the quickstart's questions; both trees are made of the same answers, as in all rows.
 """
@@ -35,7 +35,7 @@ from malt.trees.pipeline import ask_all, assess
 from malt.trees.tree import Address
 
 MODELS = {0.2: "Llama-3.1-8B-Instruct", 0.5: "Qwen2.5-7B-Instruct", 0.85: "DeepSeek-R1-Distill-Qwen-7B"}
-"""By accuracy: whose questions differ as they do in `published`."""
+"""Model whose k is used in `published`, by accuracy."""
 BRANCHES = (5.0, 10.0)
 FIRST = 9
 """Completions of the smallest tree that has a leaf below every generation."""
@@ -62,7 +62,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Simulated:
-    """A model whose refinements are right at a known rate; the same key always gets the same answer."""
+    """A model whose refinements are right at a known rate; equal keys get equal answers."""
 
     accuracy: float
     k: float | None
@@ -99,17 +99,17 @@ def drawn(mean: float, k: float, seed: str) -> float:
 
 @dataclass
 class Yield:
-    """What trees of one growth cost and gave."""
+    """Cost and rows of trees in one growth mode."""
 
     requests: int = 0
-    """What prompts cost goes by these: siblings asked for together share one."""
+    """Number of requests, which determines the cost of prompts: siblings share a request."""
     completions: int = 0
     pairs: Counter[str] = field(default_factory=Counter)
-    """By question."""
+    """Number of pairs, by question."""
     sft: int = 0
     labels: dict[tuple[str, Address], bool | None] = field(default_factory=dict)
     generations: dict[tuple[str, Address], float] = field(default_factory=dict)
-    """Their values."""
+    """Values of generations, by question and address."""
 
     def add(self, valued: ValuedTree, spec: RunSpec) -> None:
         """Count one tree."""
@@ -208,7 +208,7 @@ async def simulate(count: int) -> None:
 
 
 def embedded(count: int) -> None:
-    """Compare on the embedded model: full trees are bought, adaptive ones are found in them."""
+    """Compare on the embedded model: full trees are generated, and adaptive ones are read from the same samples."""
     threes = [f"roles.{role}.samples=3" for role in PLAYERS]
     spec = load_spec(Path("configs/quickstart.toml"), threes, limit=count)
     job, session = read_job(spec), open_session(Settings(), spec.limits)
@@ -222,8 +222,8 @@ def embedded(count: int) -> None:
 def main() -> None:
     """Print the table.
 
-    `completions`, `requests` and `kept` (pairs) are shares of full growth's. `labels`: how many are the full tree's.
-    `oracle`: the ratio of pairs where every question's rate is known beforehand.
+    `completions`, `requests`, `kept` (pairs): shares of full growth's. `labels`: the share that equals the full tree's.
+    `oracle`: the ratio of pairs if every question's rate were known beforehand.
     `lean`: how much further from 1/2 a generation's value is than in the full tree, on average.
     """
     parser = argparse.ArgumentParser(description=__doc__)

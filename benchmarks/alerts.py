@@ -1,7 +1,7 @@
-"""Prints whether `malt up` tells of each failure once, how soon, and with which state: `python -m benchmarks.alerts`.
+"""Prints whether `malt up` sends one alert a failure, how soon, and with which state: `python -m benchmarks.alerts`.
 
-Five kinds of failure, four runs of each. The last kind's processes are stopped (SIGSTOP), as if their machine had gone:
-they alone are for `mark-crashed`.
+Five kinds of failure, four runs each. The processes of the last kind are suspended (SIGSTOP), as if their machine was
+lost: only those are for `mark-crashed`.
 """
 
 import os
@@ -21,13 +21,13 @@ HEAD = ("kind of failure", "runs", "told of once", "with the state", "slowest s"
 
 
 class Failures:
-    """Runs that fail in one way or another, on one server with one provider."""
+    """Starts runs that fail in different ways, on one server with one provider."""
 
     def __init__(self, client: Prefect, provider: ScriptedProvider, folder: Path) -> None:
         self.client, self.provider, self.folder = client, provider, folder
 
     def begin(self, kind: str, **changed: Json) -> list[str]:
-        """Start the runs of a kind, and return their ids."""
+        """Start the runs of one kind of failure; return their ids."""
         ids = []
         for number in range(EACH):
             own = self.folder / f"{kind}-{number}"
@@ -37,13 +37,13 @@ class Failures:
         return ids
 
     def end(self, ids: list[str]) -> list[str]:
-        """Wait until runs have ended."""
+        """Wait until runs have ended; return their ids."""
         for each in ids:
             self.client.ended(each)
         return ids
 
     def signal_once_they_ask(self, kind: str, number: signal.Signals) -> list[str]:
-        """Send the runs of a kind a signal while their first requests are on the wire."""
+        """Start runs and send them a signal while their first requests are in flight."""
         sent, self.provider.holds = self.provider.request_count, True
         ids = self.begin(kind)
         wait_for(lambda: self.provider.request_count >= sent + EACH)
@@ -53,7 +53,7 @@ class Failures:
         return ids
 
     def with_fault(self, kind: str, fault: mishaps.Fault) -> list[str]:
-        """Let a fault meet all requests to the refiner."""
+        """Run with a fault for all requests to the refiner."""
         self.provider.faults = mishaps.when(lambda asked: asked.model == "refiner-model", fault)
         ids = self.end(self.begin(kind))
         self.provider.faults = None
@@ -74,16 +74,16 @@ def provoke(failures: Failures) -> dict[str, list[str]]:
     return by_kind
 
 
-def told_of(client: Prefect, flow: str) -> dict[str, list[Json]]:
-    """The runs of a watching flow, by the run that they are about."""
+def runs_by_subject(client: Prefect, flow: str) -> dict[str, list[Json]]:
+    """Return the runs of an alerting flow, by the id of the run that each is about."""
     told: dict[str, list[Json]] = {}
     for run in (run for state in ENDED for run in client.flow_runs(flow, state)):
         told.setdefault(run["parameters"]["resource"].removeprefix("prefect.flow-run."), []).append(run)
     return told
 
 
-def seconds_until_told(client: Prefect, flow_run_id: str, alert: Json) -> float:
-    """How long after a run got into the state that an alert names the alert had been sent."""
+def seconds_until_sent(client: Prefect, flow_run_id: str, alert: Json) -> float:
+    """Return the time from a run's state change until the alert about that state was sent."""
     states = client.http.get("/flow_run_states/", params={"flow_run_id": flow_run_id}).raise_for_status().json()
     (began, *_) = (each["timestamp"] for each in states if each["name"] == alert["parameters"]["state"])
     return (datetime.fromisoformat(alert["end_time"]) - datetime.fromisoformat(began)).total_seconds()
@@ -95,16 +95,16 @@ def row(
     """Return a table's row."""
     once = [alerts[each][0] for each in ids if len(alerts.get(each, ())) == 1]
     states = ", ".join(sorted({alert["parameters"]["state"] for alert in once}))
-    slowest = max(seconds_until_told(client, each, alert) for each in ids for alert in alerts[each])
+    slowest = max(seconds_until_sent(client, each, alert) for each in ids for alert in alerts[each])
     return f"| {kind} | {len(ids)} | {len(once)} | {states} | {slowest:.1f} | {sum(each in marked for each in ids)} |"
 
 
 def measure(client: Prefect, provider: ScriptedProvider, folder: Path) -> None:
-    """Provoke all failures, and print what was told of them."""
+    """Provoke all failures, and print their alerts."""
     by_kind = provoke(Failures(client, provider, folder))
     ids = {each for kind in by_kind.values() for each in kind}
-    wait_for(lambda: told_of(client, "notify").keys() >= ids)
-    alerts, marked = told_of(client, "notify"), told_of(client, "mark-crashed")
+    wait_for(lambda: runs_by_subject(client, "notify").keys() >= ids)
+    alerts, marked = runs_by_subject(client, "notify"), runs_by_subject(client, "mark-crashed")
     print(f"| {' | '.join(HEAD)} |\n|---{'|---:' * (len(HEAD) - 1)}|")
     for kind, failed in by_kind.items():
         print(row(client, kind, failed, alerts, marked))
@@ -113,7 +113,7 @@ def measure(client: Prefect, provider: ScriptedProvider, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure on a server of its own."""
+    """Measure on a separate server."""
     os.environ.pop("PREFECT_API_URL", None)
     with tempfile.TemporaryDirectory() as folder, ScriptedProvider() as provider:
         up = start(Path(folder) / "data", "--port", str(free_port()))

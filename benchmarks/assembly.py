@@ -1,6 +1,6 @@
-"""Prints what `malt assemble` takes: `python -m benchmarks.assembly --questions 20000 100000`.
+"""Prints time, CPU, memory and size of `malt assemble`: `python -m benchmarks.assembly --questions 20000 100000`.
 
-The answers in the store are made up: as long as real ones, under the keys that a run would ask for, some right, some
+The answers in the store are synthetic: as long as real ones, under the keys of a real run, some right, some
 wrong, a few cut off. Time and memory are those of all processes that the command starts, Prefect's server among them.
 """
 
@@ -49,9 +49,9 @@ roles.verifier.model = "openai/made-up"
 roles.refiner.model = "openai/made-up"
 """
 LENGTHS = {Role.GENERATOR: 400, Role.VERIFIER: 200, Role.REFINER: 400}
-"""Characters of a text, on average."""
+"""Average length of a text in characters."""
 CUT_OFF = 0.02
-"""Share of texts that reach max_tokens."""
+"""Share of texts that are truncated at max_tokens."""
 WORDS = [
     *("so", "she", "has", "5", "more", "than", "the", "12", "eggs", "that", "were", "left\n", "after"),
     *("we", "take", "7", "away", "=", "which", "is", "15", "*", "4", "of", "them", "then"),
@@ -63,12 +63,12 @@ PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -1000000;
 """
-"""For a file that is made anew when its making was interrupted."""
+"""Fast but unsafe settings, for a file that is deleted and written again if writing it is interrupted."""
 SAMPLING_S = 0.5
 
 
 class Made(NamedTuple):
-    """What one `malt assemble` took."""
+    """Time, CPU, memory and size of one `malt assemble`."""
 
     nodes: int
     seconds: float
@@ -78,7 +78,7 @@ class Made(NamedTuple):
 
 
 class MadeUp:
-    """A `Complete` that makes up one question's answers, as an endpoint would send them, and keeps the rows."""
+    """A `Complete` that invents one question's answers in an endpoint's format, and collects their store rows."""
 
     def __init__(self, question: Question) -> None:
         self.rows: list[StoredSample] = []
@@ -117,7 +117,7 @@ class MadeUp:
 
 
 def response_body(choices: list[JsonValue]) -> dict[str, JsonValue]:
-    """A response as LiteLLM passes on OpenAI's."""
+    """Return a response in the format of LiteLLM for OpenAI."""
     details: dict[str, JsonValue] = {"accepted_prediction_tokens": 0, "audio_tokens": 0, "reasoning_tokens": 0}
     return {
         "id": "chatcmpl-CfVXmVQ9hBcT0bkYw9N2tqM1dWvYp",
@@ -138,7 +138,7 @@ def response_body(choices: list[JsonValue]) -> dict[str, JsonValue]:
 
 
 def write_questions(folder: Path, count: int) -> Path:
-    """Write a config and its questions; of two files the longer begins with the shorter."""
+    """Write a config and its questions; a longer question file starts with the rows of a shorter one."""
     chosen = random.Random(1)
     with (folder / f"questions-{count}.jsonl").open("w") as file:
         for number in range(count):
@@ -151,7 +151,7 @@ def write_questions(folder: Path, count: int) -> Path:
 
 
 def write_store(path: Path, spec: RunSpec) -> None:
-    """Write what a run would have stored; siblings' rows lie apart, as they come from many requests in flight."""
+    """Write the rows of a run; siblings' rows are shuffled apart, as if many requests had been in flight."""
     job = read_job(spec)
     Store(f"sqlite:///{path}").close()
     insert = f"INSERT INTO samples ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
@@ -164,7 +164,7 @@ def write_store(path: Path, spec: RunSpec) -> None:
 
 
 def made_up_rows(questions: Sequence[Question], spec: RunSpec, prompts: PromptSet) -> list[tuple[object, ...]]:
-    """Grow some questions' trees, and return all rows that this leaves in the store."""
+    """Grow some questions' trees; return their rows for the store."""
     made_up = [MadeUp(question) for question in questions]
 
     async def grow_all() -> None:
@@ -178,7 +178,7 @@ def made_up_rows(questions: Sequence[Question], spec: RunSpec, prompts: PromptSe
 
 
 def assemble(config: Path) -> Made:
-    """Run the command and watch it."""
+    """Run the command and measure it."""
     environment = {**os.environ, "MALT_DATA_DIR": str(config.parent)}
     command = [sys.executable, "-c", "from malt.cli.main import main; main()", "assemble", "--json", str(config)]
     started, before = time.perf_counter(), os.times()
@@ -198,7 +198,7 @@ def assemble(config: Path) -> Made:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process and of all that it started, as it is now."""
+    """Return the resident memory of a process and its descendants."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)

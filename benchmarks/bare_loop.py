@@ -1,4 +1,4 @@
-"""What one would write by hand: the same trees with stock `litellm.acompletion`, a semaphore and a JSONL file.
+"""Baseline written by hand: the same trees with stock `litellm.acompletion`, a semaphore and a JSONL file.
 
 `python -m benchmarks.bare_loop URL QUESTIONS IN_FLIGHT FILE`. No store, no resume, no retries, no grading.
 """
@@ -26,7 +26,7 @@ class Bare:
         self.prompts: PromptSet = load_prompts("math")
 
     async def ask(self, role: Role, **slots: str) -> list[str]:
-        """Ask one role for all children of a node, and write them down."""
+        """Ask one role for all children of a node, and append them to the file."""
         messages = [message._asdict() for message in self.prompts.messages(role, **slots)]
         async with self.room:
             answer: Any = await litellm.acompletion(

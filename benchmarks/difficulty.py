@@ -1,8 +1,8 @@
-"""Prints how much questions differ for real models: `python -m benchmarks.difficulty`.
+"""Prints the spread of question difficulty for real models: `python -m benchmarks.difficulty`.
 
-How many questions of MATH500-L5 have 8, 12 or all of 16 samples right is published as G-Pass@16 (Liu et al., arXiv
-2412.13147; tables of github.com/open-compass/GPassK). To these three shares a Beta distribution of the questions' rates
-is fitted, Beta(k a, k (1 - a)) for accuracy a: the smaller k, the more questions differ. adaptive.py simulates them.
+The shares of MATH500-L5 questions with 8, 12 or all of 16 samples right are published as G-Pass@16 (Liu et al., arXiv
+2412.13147; tables of github.com/open-compass/GPassK). A Beta distribution of the questions' rates is fitted to these
+three shares: Beta(k a, k (1 - a)) for accuracy a; a smaller k is a larger spread. adaptive.py simulates with it.
 """
 
 from collections.abc import Mapping
@@ -32,27 +32,27 @@ MATH500_L5: Mapping[str, tuple[float, float, float]] = MappingProxyType(
         "DeepSeek-R1-Distill-Qwen-32B": (0.899, 0.838, 0.704),
     }
 )
-"""Shares of questions with at least so many samples right."""
+"""Published shares of questions with at least 8, 12 and 16 right samples, by model."""
 
 
 class Fit(NamedTuple):
-    """How a model's rates are spread over questions."""
+    """Distribution of a model's rates over questions."""
 
     error: float
-    """Root mean square, of the three shares."""
+    """Root mean square error of the three shares."""
     accuracy: float
     k: float
 
 
 def fitted(model: str) -> Fit:
-    """Return the distribution that comes nearest to what was published of a model."""
+    """Return the best fit to a model's published shares."""
     shares = MATH500_L5[model]
     accuracies = (round(shares[0] + step / 100, 3) for step in range(-10, 11))
     return min(fit(shares, accuracy, step / 50) for accuracy in accuracies for step in range(5, 101) if accuracy < 1)
 
 
 def fit(shares: tuple[float, ...], accuracy: float, k: float) -> Fit:
-    """Return how near one distribution comes."""
+    """Return one distribution with its error."""
     rates = Belief(k * accuracy, k * (1 - accuracy))
     errors = (at_least(right, SAMPLES, rates) - share for right, share in zip(RIGHT, shares, strict=True))
     return Fit(sqrt(fsum(error**2 for error in errors) / len(RIGHT)), accuracy, k)

@@ -1,9 +1,9 @@
-"""Prints how fast the embedded model answers: one server with all threads, as before, against lanes of one thread each.
+"""Prints the embedded model's speed: one server with all threads, as before, against lanes of one thread each.
 
-`nice python -m benchmarks.embedded [QUESTIONS]`. Both answer the same requests in the same process, in turns: a
+`nice python -m benchmarks.embedded [QUESTIONS]`. Both answer the same requests in the same process, in turn: a
 question's three siblings (growth) and single samples (evaluation's later roles), with the prompts of `math`, T = 0.7
-and 40 tokens. Weights: the packaged Q4_1, and the same as F16, which trained roles have. The CPU seconds are the
-process's own: other programs hardly change them, as they do the wall clock's.
+and 40 tokens. Weights: the packaged Q4_1, and the same as F16, the format of trained roles. The CPU seconds are the
+process's own: unlike the wall clock, they hardly depend on other programs.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ ROUNDS = 2
 
 
 class Took(NamedTuple):
-    """What answering took."""
+    """Time and CPU of answering."""
 
     tokens: int
     cpu_s: float
@@ -35,7 +35,7 @@ class Took(NamedTuple):
 
 
 def requests(model: str, questions: int) -> list[CompletionRequest]:
-    """Return the generator's requests for word problems no two of which are alike."""
+    """Return the generator's requests for word problems that are all different."""
     played = RoleSpec.model_validate({"model": model, "temperature": 0.7, "max_tokens": 40, "seed": 1})
     prompts = load_prompts("math")
     texts = [f"A shop has {3 * n + 17} pens and sells {n + 5}. How many are left?" for n in range(questions)]
@@ -57,7 +57,7 @@ def serve_as_before(path: Path) -> embedded.Lane:
 
 
 async def answer(asked: Sequence[CompletionRequest], samples: int) -> Took:
-    """Answer all requests, as many at once as there are lanes."""
+    """Answer all requests, with one in flight for each lane."""
     cpu, wall = time.process_time(), time.monotonic()
     replies = await asyncio.gather(*(call.send(each, 0, samples) for each in asked))
     took = time.process_time() - cpu, time.monotonic() - wall

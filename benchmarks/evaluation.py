@@ -1,8 +1,8 @@
-"""Prints how often an evaluation's statistics are right, on simulated evaluations, and how fast answers come.
+"""Prints how often an evaluation's statistics are right on simulated evaluations, or its throughput.
 
 `python -m benchmarks.evaluation`: coverage of 95 % intervals, systems wrongly told apart (10,000 simulated evaluations
 each), power at the planned difference (1,000 each). `--throughput QUESTIONS` prints instead how an evaluation of so
-many questions x 4 systems x 3 chains compares with a run: requests a second, and CPU a request, on the same loopback
+many questions x 4 systems x 3 chains compares with a run: requests a second and CPU a request, on the same loopback
 provider (50 ms, 128 in flight).
 """
 
@@ -23,17 +23,17 @@ EVALUATE = """
 questions = { source = "questions.jsonl", format = "plain", ground_truth = "answer" }
 overlap = "keep"
 """ + "".join(f"[evaluate.systems.s{number}]\nrefiner = {{ seed = {number} }}\n" for number in range(1, 5))
-"""Four systems of one model, so that one limit holds for all, as it does in the run."""
+"""Four systems of one model, so that they share one limit, as the roles of the run do."""
 
 
 def coverage_of_accuracy(mean: float, questions: int) -> float:
-    """Share of intervals that hold the truth."""
+    """Return the share of intervals that contain the true accuracy."""
     found = (estimate(first) for first, _ in simulated.evaluations(SIMULATED, mean, 0.0, questions))
     return float(np.mean([(each.low or 0.0) <= mean <= (each.high or 0.0) for each in found]))
 
 
 def coverage_of_difference(mean: float, questions: int) -> float:
-    """Share of intervals that hold the true difference."""
+    """Return the share of intervals that contain the true difference."""
     truth = simulated.true_gain(mean, 0.4)
     pairs = simulated.evaluations(SIMULATED, mean, 0.4, questions)
     intervals = (bootstrap(second - first) for first, second in pairs)
@@ -41,7 +41,7 @@ def coverage_of_difference(mean: float, questions: int) -> float:
 
 
 def told_apart(questions: int) -> tuple[float, float]:
-    """Shares of equal systems that the test of votes, and that of single answers, tell apart."""
+    """Return the shares of equal systems told apart by the test of votes, and by the one of single answers."""
     random, votes, singly = np.random.default_rng(11), 0, 0
     for _ in range(TESTED):
         chance = simulated.chances(random, 0.5, questions)
@@ -72,7 +72,7 @@ def throughput(questions: int) -> None:
 
 
 def measure(what: str, command: list[str], folder: Path, url: str) -> None:
-    """Run a command, and print what the provider saw of it and what it used."""
+    """Run a command; print its requests as the provider counted them, and its CPU."""
     stats(url)
     watched, served = watch(command, folder), stats(url)
     whole, requests = watched.ended - watched.started, int(served["requests"])

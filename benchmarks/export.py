@@ -1,7 +1,7 @@
-"""Prints what `malt export` takes: `python -m benchmarks.export --questions 20000 100000`.
+"""Prints time and memory of `malt export`: `python -m benchmarks.export --questions 20000 100000`.
 
-A version of that size is a small one whose rows are repeated; an export does not see the difference. Texts have about
-400 characters, prompts show an example. Memory is the largest that the command's process had.
+A version of that size is a small one with repeated rows, which makes no difference to an export. Texts have about
+400 characters, prompts contain an example. Memory is the peak of the command's process.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from malt.trees.credit import ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
 SMALL = 500
-"""Questions of the version that is repeated."""
+"""Number of questions in the version whose rows are repeated."""
 PROSE = "So she has 5 + 7 = 12 eggs left, and sells them for $2 each.\n" * 6
 EXAMPLE = (Message("user", PROSE), Message("assistant", PROSE))
 PROGRAM = """
@@ -38,7 +38,7 @@ finally:
 
 
 class Took(NamedTuple):
-    """What one export took."""
+    """Time, memory and size of one export."""
 
     seconds: float
     peak_bytes: int
@@ -47,7 +47,7 @@ class Took(NamedTuple):
 
 
 def tree_of_texts(question_id: str) -> ValuedTree:
-    """A tree with texts of a usual length, all different."""
+    """Return a tree with texts of usual length, all different."""
     tree = mixed_tree(question_id)
     nodes = {
         address: replace(
@@ -61,7 +61,7 @@ def tree_of_texts(question_id: str) -> ValuedTree:
 
 
 def repeat(file: Path, target: Path, times: int) -> None:
-    """Write a file's row groups again and again."""
+    """Write a file's row groups so many times to another file."""
     table = pq.read_table(file)
     with pq.ParquetWriter(target, table.schema, compression="zstd") as writer:
         for _ in range(times):
@@ -69,7 +69,7 @@ def repeat(file: Path, target: Path, times: int) -> None:
 
 
 def make_version(small: Path, folder: Path, questions: int) -> Path:
-    """Make a version of so many questions, and return where it is."""
+    """Make a version of so many questions; return its folder."""
     large = folder / f"of-{questions}"
     for file in SCHEMAS:
         (large / file).parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def make_version(small: Path, folder: Path, questions: int) -> Path:
 
 
 def run_export(version: Path, form: str, target: Path) -> Took:
-    """Export in a process of its own."""
+    """Export in a separate process."""
     started = time.perf_counter()
     command = [sys.executable, "-c", PROGRAM, "export", str(version), "--to", form, str(target)]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()

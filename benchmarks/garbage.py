@@ -1,6 +1,6 @@
-"""Prints what `malt gc` takes: `python -m benchmarks.garbage 20000 100000`.
+"""Prints time and memory of `malt gc`: `python -m benchmarks.garbage 20000 100000`.
 
-For each number of questions: a version with 39 nodes of each, and an SQLite store with those samples, one of a judge,
+For each number of questions: a version with 39 nodes a question, and an SQLite store with those samples, a judge's,
 and four that no version uses; answers of 500 characters.
 """
 
@@ -70,7 +70,7 @@ def fill(settings: Settings, questions: int) -> None:
 
 
 def measure(settings: Settings, delete: bool) -> str:
-    """Collect in this process, and return seconds, rows and peak memory."""
+    """Collect garbage in this process; return seconds, rows and peak memory."""
     started = time.perf_counter()
     found = collect_garbage(settings, 30 * DAY, delete=delete)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -1,7 +1,7 @@
-"""Prints what the graders take, and how often they err: `python -m benchmarks.grading`.
+"""Prints the graders' throughput and error rates: `python -m benchmarks.grading`.
 
 Throughput: replies of about 1 kB; `math` uses every process. Errors: answers planted by mechanical edits of
-references, and the tables of cases in `tests/cases/`, by what they are to find.
+references, and the tables of cases in `tests/cases/`, by the kind of error they test.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ CHOICES = ("doctor", "bookstore", "market", "train station", "mortuary")
 
 
 async def time_grader(kind: GraderKind, count: int) -> float:
-    """Return the seconds that one grade takes."""
+    """Return the seconds for one grade."""
     ground_truth, replies = REPLIES[kind]
     question = Question(question_id="q", question="Which?", ground_truth=ground_truth, choices=CHOICES)
     graders = graders_for(EvaluatorSpec(kind=(kind,)), None)
@@ -41,12 +41,12 @@ async def time_grader(kind: GraderKind, count: int) -> float:
 
 
 async def grade_one(question: Question, replies: tuple[str, ...], graders: tuple[Grader, ...], number: int) -> None:
-    """Grade one of the replies."""
+    """Grade reply `number`."""
     await grade(question, WORK + replies[number % len(replies)], graders)
 
 
 class Judged(NamedTuple):
-    """One answer of which it is known whether it is right, and whether it was graded so."""
+    """One answer: whether it is right, and whether it was graded right."""
 
     sort: str
     is_right: bool
@@ -57,7 +57,7 @@ AT_ONCE = 64
 
 
 async def judge_all(answers: Iterable[tuple[str, GraderKind, Question, str, bool]]) -> list[Judged]:
-    """Grade answers, some at a time."""
+    """Grade answers, several at a time."""
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def judge(sort: str, kind: GraderKind, question: Question, text: str, is_right: bool) -> Judged:
@@ -69,14 +69,14 @@ async def judge_all(answers: Iterable[tuple[str, GraderKind, Question, str, bool
 
 
 def planted_answers() -> Iterable[tuple[str, GraderKind, Question, str, bool]]:
-    """Yield the planted study."""
+    """Yield the planted answers."""
     for each in planted():
         question = Question(question_id="q", question="What is it?", ground_truth=each.reference)
         yield each.edit, "math", question, f"So it is \\boxed{{{each.answer}}}.", each.is_right
 
 
 def cases() -> Iterable[tuple[str, GraderKind, Question, str, bool]]:
-    """Yield the cases of the tables that have one outcome."""
+    """Yield the tables' cases that have a single outcome."""
     for table in sorted((Path(__file__).parents[1] / "tests" / "cases").glob("grading_*.jsonl")):
         for case in map(json.loads, table.read_text("utf-8").splitlines()):
             choices = tuple(case.get("choices", ()))
@@ -86,7 +86,7 @@ def cases() -> Iterable[tuple[str, GraderKind, Question, str, bool]]:
 
 
 def print_errors(title: str, judged: list[Judged]) -> None:
-    """Print the share of wrong answers graded right, and of right ones graded wrong, by sort and in all."""
+    """Print the shares of wrong answers graded right and of right ones graded wrong, by sort and in total."""
     print(f"\n| {title} | wrong | graded right | right | not graded right |\n|---|---:|---:|---:|---:|")
     for sort in [*dict.fromkeys(each.sort for each in judged), "all"]:
         counts = Counter((each.is_right, each.graded_right) for each in judged if sort in (each.sort, "all"))
@@ -96,7 +96,7 @@ def print_errors(title: str, judged: list[Judged]) -> None:
 
 
 def rate(count: int, whole: int) -> str:
-    """Write a count and its share."""
+    """Format a count and its share."""
     return f"{count} ({100 * count / whole:.2f} %)" if whole else "-"
 
 

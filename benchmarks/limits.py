@@ -1,7 +1,7 @@
-"""Prints how a run meets limits and outages, at their real length: `python -m benchmarks.limits` takes eight minutes.
+"""Prints how a run copes with limits and outages of real length: `python -m benchmarks.limits` takes eight minutes.
 
-Trees grow against a scripted provider on loopback, with the production policy, except that no request has more than one
-attempt where 429s are all that goes wrong: one that used up an attempt would show as a failed branch.
+Trees grow against a scripted provider on loopback, with the production policy. Where 429s are the only fault, requests
+have a single attempt, so that a 429 that used up an attempt would show as a failed branch.
 """
 
 import os
@@ -32,16 +32,16 @@ SETTLING_S = 15.0
 
 
 class Seen(NamedTuple):
-    """What became of a run."""
+    """Result of a run."""
 
     shortfall: Shortfall
     wall_s: float
     answered_at: list[float]
-    """Seconds after the start."""
+    """Times of the answers, in seconds after the start."""
 
 
 def grow(provider: ScriptedProvider, folder: Path, questions: int, policy: Policy) -> Seen:
-    """Grow trees for some questions, out of the folder's store as far as that goes."""
+    """Grow trees for some questions; samples in the folder's store are reused."""
     spec = spec_of(provider, write_questions(folder, questions))
     one_model = spec.roles.generator
     spec = spec.model_copy(
@@ -60,34 +60,33 @@ def grow(provider: ScriptedProvider, folder: Path, questions: int, policy: Polic
 
 
 def down(since: float, seconds: float) -> Callable[[Asked], Fault | None]:
-    """Return faults for a time."""
+    """Return faults that last for some seconds."""
     return lambda asked: server_error(503) if since <= asked.at < since + seconds else None
 
 
 def limited(per_second: float = 20, seconds: float = 60) -> str:
-    """Meet a limit of requests a second that nobody tells of."""
+    """Run against an unadvertised limit of requests a second."""
     with ScriptedProvider(faults=above_rate(per_second, rate_limited())) as provider, TemporaryDirectory() as data:
         seen = grow(provider, Path(data), round(per_second * seconds / 13), replace(PATIENT, attempts=1))
     steady = [at for at in seen.answered_at if SETTLING_S <= at <= seen.wall_s - 5]
     rate = (len(steady) - 1) / (steady[-1] - steady[0])
-    refused = provider.request_count - len(seen.answered_at)
-    return (
-        f"{rate:.1f} answers/s of {per_second:g}; {refused} of {provider.request_count} requests refused; {told(seen)}"
-    )
+    sent = provider.request_count
+    refused = sent - len(seen.answered_at)
+    return f"{rate:.1f} answers/s of {per_second:g}; {refused} of {sent} requests refused; {end_of(seen)}"
 
 
 def shedding(questions: int = 300) -> str:
-    """Meet a gateway that refuses a share of the requests, however slowly they come."""
+    """Run against a gateway that refuses a share of the requests at any rate."""
     rates = {share: shed_rate(share, questions) for share in (0.0, 0.02, 0.1)}
-    told_rates = ", ".join(
+    rates_text = ", ".join(
         f"{rate:.0f}/s at {share:.0%} ({rate / rates[0.0] / (1 - share):.2f} of the rest)"
         for share, rate in rates.items()
     )
-    return f"{questions} questions at 50 ms: {told_rates}"
+    return f"{questions} questions at 50 ms: {rates_text}"
 
 
 def shed_rate(share: float, questions: int) -> float:
-    """Return the answers a second where a share of the requests is refused at random."""
+    """Return the answers a second if a random share of the requests is refused."""
     chance = random.Random(7)
     faults = when(lambda _asked: chance.random() < share, rate_limited())
     with ScriptedProvider(latency_s=0.05, faults=faults) as provider, TemporaryDirectory() as data:
@@ -96,16 +95,16 @@ def shed_rate(share: float, questions: int) -> float:
 
 
 def interrupted(seconds: float = 60) -> str:
-    """Meet an outage in the middle."""
+    """Run through an outage."""
     with ScriptedProvider(latency_s=0.5) as provider, TemporaryDirectory() as data:
         provider.faults = down(time.monotonic() + 5, seconds)
         seen = grow(provider, Path(data), 150, PATIENT)
         longest = max(after - before for before, after in zip(seen.answered_at, seen.answered_at[1:], strict=False))
-    return f"down for {seconds:g} s, nothing answered for {longest:.1f} s, then on by itself; {told(seen)}"
+    return f"down for {seconds:g} s, nothing answered for {longest:.1f} s, then on by itself; {end_of(seen)}"
 
 
 def ended() -> str:
-    """Meet an end."""
+    """Run against an endpoint that goes down for good, then continue the run."""
     with ScriptedProvider(latency_s=0.5) as provider, TemporaryDirectory() as data:
         provider.faults = down(time.monotonic() + 5, 10**6)
         seen = grow(provider, Path(data), 150, PATIENT)
@@ -113,18 +112,18 @@ def ended() -> str:
         after = grow(provider, Path(data), 150, PATIENT)
     bought = provider.completions_sent - sent
     whole = 150 * 39
-    return f"{told(seen)}; {kept} completions kept, a later run bought {bought} of {whole}; {told(after)}"
+    return f"{end_of(seen)}; {kept} completions kept, a later run bought {bought} of {whole}; {end_of(after)}"
 
 
-def told(seen: Seen) -> str:
-    """Say how a run ended."""
+def end_of(seen: Seen) -> str:
+    """Describe how a run ended."""
     stopped = seen.shortfall.stopped
     end = f"exit {RunStopped.exit_code}: {stopped}" if stopped else f"{len(seen.shortfall.failures)} failed branches"
     return f"{end}, {seen.wall_s:.0f} s"
 
 
 def main() -> None:
-    """Print a line each."""
+    """Print a line for each."""
     os.environ["TEST_KEY"] = "none"
     print(f"limit: {limited()}", flush=True)
     print(f"load shedding: {shedding()}", flush=True)

@@ -1,7 +1,7 @@
 """A provider on loopback that answers at once or after a fixed time: `python -m benchmarks.loopback LATENCY_S`.
 
-Prints its base URL, then serves until it is told to end. `GET /stats` tells when it was first and last asked and how
-many completions it gave, and begins to count anew; times are those of the monotonic clock, which processes share.
+Prints its base URL, then serves until SIGTERM. `GET /stats` returns the times of the first and last request and the
+number of completions, and resets them; times are of the monotonic clock, which all processes share.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from aiohttp import web
 
 WORK = "First we look at what is given, then at what is asked; each step follows from the one before. " * 6
-"""What a reply consists of beside its answer: 570 characters."""
+"""Text of a reply before its answer: 570 characters."""
 
 
 @dataclass
 class Stats:
-    """What has been served since the last look."""
+    """Counts since the last request for statistics."""
 
     requests: int = 0
     completions: int = 0
@@ -31,7 +31,7 @@ class Stats:
 
 @dataclass
 class Loopback:
-    """The server; every reply is new, and every third is right: the answer to all questions is 42."""
+    """The server; every reply is different, and every third one has the right answer, 42."""
 
     latency_s: float
     stats: Stats = field(default_factory=Stats)
@@ -67,9 +67,9 @@ class Loopback:
         return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
 
     async def tell(self, _request: web.Request) -> web.Response:
-        """Return the figures and begin anew."""
-        told, self.stats = self.stats, Stats()
-        return web.json_response(asdict(told))
+        """Return the statistics and reset them."""
+        stats, self.stats = self.stats, Stats()
+        return web.json_response(asdict(stats))
 
 
 async def serve(latency_s: float) -> None:

@@ -13,7 +13,7 @@ Edit = Callable[[str, random.Random], str | None]
 
 
 class Planted(NamedTuple):
-    """A reference, an answer to it, how that was made, and whether it is right."""
+    """A reference, an answer made from it by an edit, and whether the answer is right."""
 
     reference: str
     answer: str
@@ -72,7 +72,7 @@ def change_digit(reference: str, dice: random.Random) -> str | None:
 
 
 def change_sign(reference: str, dice: random.Random) -> str | None:
-    """Turn a sign round, or set one before the first value."""
+    """Invert a sign, or put one before the first value."""
     places = [match for match in _places(r"[-+]", reference) if "{-1}" not in reference[match.start() - 1 :][:4]]
     if places:
         place = dice.choice(places)
@@ -86,7 +86,7 @@ def _is_single(reference: str) -> bool:
 
 
 def change_variable(reference: str, dice: random.Random) -> str | None:
-    """Put another letter for a variable, once."""
+    """Replace one occurrence of a variable by another letter."""
     places = _places(r"(?<![A-Za-z])[abkntxy](?![A-Za-z])|(?<=[0-9xa])[by]", reference)
     if not places:
         return None
@@ -155,7 +155,7 @@ def drop_term(reference: str, _dice: random.Random) -> str | None:
 
 
 def add_symbol(reference: str, dice: random.Random) -> str | None:
-    """Multiply by a symbol that is not there, or add one."""
+    """Multiply by a symbol that the reference lacks, or add one."""
     if not _is_single(reference) or reference.startswith(("(", "[", "|", "0")):
         return None
     return reference + dice.choice(["q", " q", r"\sqrt{q}", "+q", " - q", "^q"])
@@ -169,7 +169,7 @@ def add_root(reference: str, dice: random.Random) -> str | None:
 
 
 def add_item(reference: str, dice: random.Random) -> str | None:
-    """Offer a further value."""
+    """Add a second value."""
     if not _is_single(reference) or reference.startswith(("(", "[", "|")):
         return None
     return reference + dice.choice([", 977", r" \text{ or } 977", r" \pm 977", r" \text{ to } 977", "; 977"])
@@ -197,14 +197,14 @@ WRONG: dict[str, Edit] = {
 
 
 def in_sentence(reference: str, _dice: random.Random) -> str:
-    """Put it between dollars, with other space and brackets that grow."""
+    """Put it between dollars, with other spacing and `\\left` and `\\right` brackets."""
     grown = re.sub(r"(?<!sqrt)(?<!\\)([\[(])", r"\\left\1", reference)
     grown = re.sub(r"(?<!sqrt\[3)(?<!\\)([\])])", r"\\right\1", grown)
     return f"${grown.replace(',', ', ') if not re.search(r'[0-9],[0-9]{3}', reference) else grown}$"
 
 
 def in_other_commands(reference: str, _dice: random.Random) -> str | None:
-    """Use the other names of commands."""
+    """Use synonymous commands."""
     new = (
         reference.replace(r"\frac", r"\dfrac")
         .replace(r"\leq", r"\le")
@@ -216,7 +216,7 @@ def in_other_commands(reference: str, _dice: random.Random) -> str | None:
 
 
 def in_unicode(reference: str, _dice: random.Random) -> str | None:
-    """Use the signs of Unicode."""
+    """Use Unicode characters."""
     new = re.sub(r"\\sqrt\{([0-9]+)\}", "√\\1", reference)
     signs = {
         r"\pi": "π",
@@ -253,7 +253,7 @@ def in_plain_text(reference: str, dice: random.Random) -> str | None:
 
 
 def with_name(reference: str, dice: random.Random) -> str | None:
-    """Say what it is the value of."""
+    """Write it as the value of a name."""
     if re.search(r"[=<>:]|leq|geq|neq|text|[A-Z_]", reference):
         return None
     return f"{dice.choice('uvQ')} = {reference}"
@@ -267,7 +267,7 @@ def with_unit(reference: str, dice: random.Random) -> str | None:
 
 
 def other_form(reference: str, _dice: random.Random) -> str | None:
-    """Expand a fraction, or reorder what has no order."""
+    """Expand a fraction, or reorder an unordered list."""
     if match := re.fullmatch(r"(-?)\\d?frac\{(\d+)\}\{(\d+)\}", reference):
         return rf"{match[1]}\frac{{{3 * int(match[2])}}}{{{3 * int(match[3])}}}"
     if match := re.fullmatch(r"(\\\{)([^,]+),(.*)(\\\})", reference):

@@ -1,7 +1,7 @@
-"""Prints how a server of `malt up` bears load, on SQLite and on PostgreSQL: `python -m benchmarks.prefect_load`.
+"""Prints the load that a server of `malt up` can take, on SQLite and PostgreSQL: `python -m benchmarks.prefect_load`.
 
-Three datasets of 300 questions grow at once, a task run a branch, while 160 runs are created through the API, eight
-at a time. PostgreSQL needs `initdb` and `pg_ctl` on the PATH.
+Three datasets of 300 questions grow at once, with a task run for each branch, while 160 runs are created through the
+API, eight at a time. PostgreSQL needs `initdb` and `pg_ctl` on the PATH.
 """
 
 import argparse
@@ -33,10 +33,10 @@ HEAD = ("server", "create, median ms", "95 %", "slowest s", "refused", "slowest 
 
 
 class Figures(NamedTuple):
-    """What one server did."""
+    """Measurements of one server."""
 
     seconds: list[float]
-    """Of each `create_flow_run` call."""
+    """Duration of each `create_flow_run` call."""
     refused: int
     slowest_read_s: float
     failed_runs: int
@@ -46,13 +46,13 @@ class Figures(NamedTuple):
 
 
 def measure(up: Up, provider: ScriptedProvider, folder: Path, questions: int) -> Figures:
-    """Load a server, and return what came of it."""
+    """Load a server; return the measurements."""
     client = Prefect(up)
     path = f"/deployments/{client.deployment('generate')['id']}/create_flow_run"
     started = time.monotonic()
     runs = [begin_dataset(client, provider, folder, number, questions) for number in range(DATASETS)]
     with probing(client) as reads, ThreadPoolExecutor(AT_ONCE) as pool:
-        time.sleep(20)  # by now all three ask
+        time.sleep(20)  # by now all three send requests
         answers = list(pool.map(lambda _: create_flow_run(client, path), range(CREATED)))
         ended = [client.ended(run)["state_type"] for run in runs]
     log = (up.data_dir / "prefect" / "server.log").read_text()
@@ -68,7 +68,7 @@ def measure(up: Up, provider: ScriptedProvider, folder: Path, questions: int) ->
 
 
 def begin_dataset(client: Prefect, provider: ScriptedProvider, folder: Path, number: int, questions: int) -> str:
-    """Start a run in which each branch is a task run, and return its id."""
+    """Start a run in which each branch is a task run; return its id."""
     own = folder / str(number)
     own.mkdir()
     spec = declared(f"load-{number}", own, provider, questions, run={"tracking": "branch"})
@@ -79,7 +79,7 @@ def begin_dataset(client: Prefect, provider: ScriptedProvider, folder: Path, num
 
 
 def create_flow_run(client: Prefect, path: str) -> tuple[float, int]:
-    """Create a run that is to begin tomorrow; return the seconds that it took, and the status."""
+    """Create a run scheduled for tomorrow; return the duration in seconds and the status."""
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     body = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": tomorrow}}}
     began = time.monotonic()
@@ -89,7 +89,7 @@ def create_flow_run(client: Prefect, path: str) -> tuple[float, int]:
 
 @contextmanager
 def probing(client: Prefect) -> Iterator[list[float]]:
-    """Ask for a count of runs all the time, and note the seconds that each answer takes."""
+    """Request a count of runs continuously; collect the duration of each response in seconds."""
     taken, done = [0.0], threading.Event()
 
     def probe() -> None:
@@ -126,7 +126,7 @@ def load(name: str, questions: int, **environment: str) -> None:
 
 
 def main() -> None:
-    """Measure one after the other."""
+    """Measure both databases, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=300, help="of each dataset")
     parser.add_argument("--only", choices=("sqlite", "postgres"))

@@ -1,9 +1,9 @@
-"""Prints what siblings in one request save of the prompt tokens, and what a prefix cache finds in the rest.
+"""Prints the share of prompt tokens saved by siblings in one request, and the hit rate of a prefix cache on the rest.
 
 `python -m benchmarks.prefixes`. Trees (n = 3, the prompts of `math`) grow through the real growth and limiter, in
-virtual time, 128 requests in flight, each answered after 5 to 15 s. The requests then go, in several orders, through a
-model of vLLM's cache: blocks of 16 tokens known by all that comes before, replies among them; the least recently used
-goes first. A token is a word or a mark. No two questions (60 words) and no two replies (250) are alike.
+virtual time, 128 requests in flight, each answered after 5 to 15 s. The requests then pass, in several orders, a
+model of vLLM's cache: blocks of 16 tokens, identified by their whole prefix, replies included; the least recently used
+is evicted first. A token is a word or a mark. All questions (60 words) and all replies (250 words) are different.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ QUESTIONS, QUESTION_WORDS, REPLY_WORDS = 400, 60, 250
 IN_FLIGHT, LATENCY_S = 128, (5.0, 15.0)
 BLOCK = 16
 CACHES = (50_000, 100_000, 200_000, 400_000)
-"""Tokens: 100,000 take some 12 GiB with an 8B model in 16 bits and eight heads of keys and values."""
+"""Cache sizes in tokens: 100,000 take about 12 GiB for an 8B model in 16 bits with eight key-value heads."""
 SPEC = RunSpec(name="prefixes", questions=QuestionSource(source="none"), evaluator=EvaluatorSpec(kind=("number",)))
 
 
@@ -44,7 +44,7 @@ class Sent(NamedTuple):
 
 
 class PrefixCache:
-    """Which blocks are kept; all that comes before a block is part of its name."""
+    """Cached blocks; a block's name includes its whole prefix."""
 
     def __init__(self, tokens: int) -> None:
         self._room = tokens // BLOCK
@@ -52,7 +52,7 @@ class PrefixCache:
         self._new = count()
 
     def ask(self, sent: Sent) -> int:
-        """Return how many of the prompt's tokens are found; the prompt and its replies are kept from now on."""
+        """Return the number of the prompt's tokens in the cache; add the prompt and its replies to it."""
         blocks = names(sent.prompt)
         found = next((place for place, block in enumerate(blocks) if block not in self._kept), len(blocks))
         replies = [hash((sent.role, next(self._new), "reply")) for _ in range(sent.samples * REPLY_WORDS // BLOCK)]
@@ -74,12 +74,12 @@ def names(prompt: Sequence[str]) -> list[int]:
 
 
 def words(number: int, chance: Random) -> str:
-    """Write a text that no other is like."""
+    """Return a unique text."""
     return " ".join(f"{chance.getrandbits(40):x}" for _ in range(number))
 
 
 def grown() -> list[Sent]:
-    """Grow all trees, and return the requests as they were sent."""
+    """Grow all trees; return the requests in the order in which they were sent."""
     sent: list[Sent] = []
     chance = Random(7)
     endpoint = Endpoint(Limits(max_in_flight=IN_FLIGHT))
@@ -104,17 +104,17 @@ def grown() -> list[Sent]:
 
 
 def one_by_one(sent: Sequence[Sent]) -> list[Sent]:
-    """Ask for each sample by itself, siblings one after the other."""
+    """Request each sample singly, siblings one after the other."""
     return [each._replace(samples=1) for each in sent for _ in range(each.samples)]
 
 
 def by_level(sent: Sequence[Sent]) -> list[Sent]:
-    """Ask for all solutions, then for all critiques, then for all refinements: the pipelines' way."""
+    """Request all solutions, then all critiques, then all refinements, as staged pipelines do."""
     return sorted(sent, key=lambda each: PLAYERS.index(each.role))
 
 
 def shuffled(sent: Sequence[Sent]) -> list[Sent]:
-    """Ask in no order."""
+    """Request in random order."""
     return Random(7).sample(sent, len(sent))
 
 

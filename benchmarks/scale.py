@@ -1,9 +1,9 @@
-"""Prints what a run takes as it grows, and what repeating it takes: `python -m benchmarks.scale 1000 10000`.
+"""Prints the cost of runs by size, and of repeating them: `python -m benchmarks.scale 1000 10000`.
 
-Each size is run against the loopback provider in an empty folder, then once more: the second run may ask for nothing.
-Memory is the resident memory of the run's processes added up (the run, its pool, its Prefect server; shared pages
-count for each): when the last answer came, and the most ever, which is while the dataset is written. CPU is theirs too,
-divided by the completions, start-up apart.
+Each size is run against the loopback provider in an empty folder, then once more: the second run may send no request.
+Memory is the total resident memory of the run's processes (the run, its pool, its Prefect server; shared pages
+count for each): at the last answer, and at its peak, while the dataset is written. CPU is their total,
+divided by the completions, without start-up.
 """
 
 import sys
@@ -17,7 +17,7 @@ IN_FLIGHT = 128
 
 
 def measure(questions: int, url: str) -> str:
-    """Run one size twice, and return a row of the table."""
+    """Run one size twice; return a row of the table."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         command = command_of("shard", folder, url, write_config(folder, url, questions, IN_FLIGHT), IN_FLIGHT)

@@ -1,7 +1,7 @@
-"""Prints what `malt serve` adds to the calls that it makes: `python -m benchmarks.serving`.
+"""Prints the overhead of `malt serve` over the calls that it makes: `python -m benchmarks.serving`.
 
-A server of its own answers new questions from a loopback provider that takes 20 ms. In alternation one call to it, and
-the three calls of its roles to the provider itself, over a connection that stays open; medians.
+A server answers new questions with a loopback provider that takes 20 ms. One call to the server alternates with the
+three calls of its roles directly to the provider, over a connection that stays open; medians.
 
 `--inspect PYTHON` names the Python of an environment with `inspect_ai` and `openai`: the stored answers of an
 evaluation on a scripted provider are then scored by inspect_ai too, through `malt serve`.
@@ -32,7 +32,7 @@ SCORED = 64
 
 @contextmanager
 def malt_serve(config: Path, port: int) -> Iterator[dict[str, str]]:
-    """Run `malt serve`; return the variables that lead other evaluators to it, once it answers."""
+    """Run `malt serve`; once it answers, yield the variables that point other evaluators at it."""
     command = [MALT[0], "serve", str(config), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -56,7 +56,7 @@ def wait_until_up(address: str, key: str) -> None:
 
 
 def seconds_of(client: httpx.Client, address: str, text: str) -> float:
-    """Ask once; return how long it took."""
+    """Send one request; return its duration."""
     started = time.perf_counter()
     turns = [{"role": "user", "content": text}]
     client.post(f"{address}/chat/completions", json={"model": "m", "messages": turns}).raise_for_status()
@@ -64,7 +64,7 @@ def seconds_of(client: httpx.Client, address: str, text: str) -> float:
 
 
 def overhead(calls: int) -> None:
-    """Ask the trio and its parts."""
+    """Measure the served trio against its three single calls."""
     os.environ["OPENAI_API_KEY"] = "none"
     with tempfile.TemporaryDirectory() as name, provider(LATENCY_S) as url:
         os.environ["MALT_DATA_DIR"] = str(Path(name) / "data")

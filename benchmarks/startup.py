@@ -1,8 +1,8 @@
-"""Prints how long `malt` takes to begin: `python -m benchmarks.startup`.
+"""Prints the start-up time of `malt`: `python -m benchmarks.startup`.
 
-The first request of a `malt run` is timed with a private Prefect server: where no database was ever made, in a new data
-folder (set-up, or a run elsewhere, has left a database to copy), and in one that has been used; then with a server that
-is up already. The CPU is that of the run and its children until then.
+The first request of a `malt run` is timed with a private Prefect server: without a database to copy, in a new data
+folder (set-up, or an earlier run, has left a database to copy), and in a used one; then with a server that
+is already up. CPU is that of the run and its children until that request.
 """
 
 import os
@@ -21,22 +21,22 @@ ROUNDS = 3
 
 
 def first_request(folder: Path, url: str) -> tuple[float, float]:
-    """Run two questions in a folder; return the seconds to the first request, and those of CPU."""
+    """Run two questions in a folder; return the seconds, and the CPU seconds, to the first request."""
     config = write_config(folder, url, questions=2, in_flight=8)
     for stored in ("store.db", "store.db-wal", "store.db-shm"):
-        (folder / "data" / stored).unlink(missing_ok=True)  # else nothing is asked for
+        (folder / "data" / stored).unlink(missing_ok=True)  # otherwise no request is needed
     stats(url)
     figures = figures_of(watch(command_of("shard", folder, url, config, 8), folder), stats(url))
     return figures.first_request_s, figures.startup_cpu_s
 
 
 def measure(url: str) -> dict[str, list[tuple[float, float]]]:
-    """Begin runs in the four ways, in alternation."""
+    """Start runs in the four ways, in alternation."""
     seen: dict[str, list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as name:
             first, second = Path(name, "first"), Path(name, "second")
-            os.environ["XDG_CACHE_HOME"] = name  # so that no database is there to copy
+            os.environ["XDG_CACHE_HOME"] = name  # an empty cache: there is no database to copy
             for database, folder in (("none made yet", first), ("new folder", second), ("existing", second)):
                 folder.mkdir(exist_ok=True)
                 seen.setdefault(f"private server, {database}", []).append(first_request(folder, url))
@@ -47,7 +47,7 @@ def measure(url: str) -> dict[str, list[tuple[float, float]]]:
 
 @contextmanager
 def running_server() -> Iterator[None]:
-    """Run a server, and name it where `malt run` looks for one."""
+    """Run a server, and name it in the environment of `malt run`."""
     with tempfile.TemporaryDirectory() as home:
         server = PrefectServer(Path(home))
         server.wait_until_ready()
@@ -60,7 +60,7 @@ def running_server() -> Iterator[None]:
 
 
 def help_s() -> float:
-    """Return the seconds that `malt --help` takes."""
+    """Return the duration of `malt --help` in seconds."""
     started = time.monotonic()
     subprocess.run([MALT[0], "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started

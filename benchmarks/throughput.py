@@ -1,10 +1,10 @@
-"""Prints what growing trees costs beside the model's own time: `python -m benchmarks.throughput --help`.
+"""Prints the overhead of growing trees beside the model's own time: `python -m benchmarks.throughput --help`.
 
 Every contestant grows the same trees (n = 3: 39 completions a question in 13 requests) against the same loopback
-provider, each as a process of its own, in alternation, several rounds. Rates are those the provider saw, from its first
-request to its last answer. CPU is that of the contestant and all of its children after the first request, divided by
-the completions: grading and publishing included, start-up apart. All roles are one model, so that our limit, which is
-one for each model, holds for the whole tree as the bare loop's does; the most that the provider saw at once is printed.
+provider, each in a separate process, in alternation, in several rounds. Rates are measured by the provider, from its
+first request to its last answer. CPU is that of the contestant and its children after the first request, divided by
+the completions: with grading and publishing, without start-up. All roles are one model, so that our limit, which is
+per model, holds for the whole tree like the bare loop's; the provider's largest number in flight is printed.
 """
 
 import argparse
@@ -27,19 +27,19 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 MALT = [str(Path(sys.executable).parent / "malt"), "run"]
 PROJECT = Path(__file__).parents[1]
 RIVALS = ("distilabel", "curator", "data_designer")
-"""Other libraries; each needs an environment of its own, since their dependencies exclude each other's and ours."""
+"""Other libraries; each needs a separate environment, since their dependencies conflict with each other's and ours."""
 NO_RIVALS: Mapping[str, str] = MappingProxyType({})
 
 
 class Figures(NamedTuple):
-    """What one contestant did in one round."""
+    """Measurements of one contestant in one round."""
 
     completions: int
     per_second: float
     cpu_ms: float
     startup_cpu_s: float
     grown_mb: float
-    """Memory when the last answer came."""
+    """Memory at the last answer, in MB."""
     peak_mb: float
     first_request_s: float
     wall_s: float
@@ -47,19 +47,19 @@ class Figures(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """A process that has ended, and what it and its children used."""
+    """A finished process, with the CPU and memory of it and its children over time."""
 
     started: float
     ended: float
     cpu: list[tuple[float, float]]
-    """CPU seconds so far, at moments of the monotonic clock."""
+    """Samples of the monotonic time and the CPU seconds so far."""
     memory: list[tuple[float, float]]
-    """Resident memory of all in MB, at the same moments; pages that they share count for each."""
+    """Samples of the monotonic time and the total resident memory in MB; shared pages count for each process."""
 
 
 @contextmanager
 def provider(latency_s: float) -> Iterator[str]:
-    """Run the loopback provider, and return its base URL."""
+    """Run the loopback provider; yield its base URL."""
     command = [sys.executable, "-m", "benchmarks.loopback", str(latency_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -70,7 +70,7 @@ def provider(latency_s: float) -> Iterator[str]:
 
 
 def stats(url: str) -> dict[str, float]:
-    """Return what the provider served since the last look."""
+    """Return the provider's statistics since the last call."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
         told: dict[str, float] = json.load(reply)
     return told
@@ -97,7 +97,7 @@ def pythons(environments: Path | None) -> dict[str, str]:
 def command_of(
     contestant: str, folder: Path, url: str, config: Path, in_flight: int, rivals: Mapping[str, str] = NO_RIVALS
 ) -> list[str]:
-    """Return how a contestant is started."""
+    """Return the command that starts a contestant."""
     files = [str(folder / "questions.jsonl"), str(in_flight), str(folder / "leaves.jsonl")]
     if contestant == "bare":
         return [sys.executable, "-m", "benchmarks.bare_loop", url, *files]
@@ -122,7 +122,7 @@ def measure(
 
 
 def figures_of(watched: Watched, served: dict[str, float]) -> Figures:
-    """Put together what was seen of a process and what the provider saw."""
+    """Combine the measurements of a process with the provider's statistics."""
     before = max((used for at, used in watched.cpu if at <= served["first_at"]), default=0.0)
     completions = int(served["completions"])
     return Figures(
@@ -139,7 +139,7 @@ def figures_of(watched: Watched, served: dict[str, float]) -> Figures:
 
 
 def watch(command: Sequence[str], folder: Path) -> Watched:
-    """Run a command to its end, and look at its processes ten times a second."""
+    """Run a command to its end; sample its processes ten times a second."""
     started, cpu, memory = time.monotonic(), [(0.0, 0.0)], [(0.0, 0.0)]
     log = folder / "output.txt"
     environment = {**os.environ, "MALT_DATA_DIR": str(folder / "data"), "OPENAI_API_KEY": "none"}
@@ -159,7 +159,7 @@ def watch(command: Sequence[str], folder: Path) -> Watched:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return a process and all that came of it."""
+    """Return a process and all of its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         threads = [task.name for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(pid)]
@@ -171,7 +171,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_of(parent: int, family: Sequence[int]) -> float:
-    """Return the CPU seconds of processes: those that run, and those that have ended and were waited for."""
+    """Return the CPU seconds of processes: of running ones, and of ended ones that were waited for."""
     total = 0.0
     for pid in family:
         try:

@@ -1,6 +1,6 @@
-"""Prints the CPU that one tracked branch takes, in the run and in a tuned server: `python -m benchmarks.tracking`.
+"""Prints the CPU for one tracked branch, in the run and in a tuned server: `python -m benchmarks.tracking`.
 
-Trees are read twice out of a store that has them, once with a task run a branch and once without; Linux alone.
+Trees are read twice from a full store, once with a task run for each branch and once without. Linux only.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from tests.specs import spec_of, write_questions
 QUESTIONS = 75
 TASK_RUNS = QUESTIONS * (1 + 3 + 9 + 1)
 SETTLED_S = 6.0
-"""How long the server is given to write what it has heard last."""
+"""Time for the server to write the last events that it received."""
 
 
 async def measure(server: PrefectServer, spec: RunSpec) -> None:
-    """Print the table: the same answers, all stored, are read by a task run a branch and by none."""
+    """Print the table: the same stored answers, read with a task run for each branch and without."""
     from prefect import flow
 
     from flows.generate import BRANCHES_AT_ONCE, grow_branches
@@ -39,7 +39,7 @@ async def measure(server: PrefectServer, spec: RunSpec) -> None:
     async def tracked() -> None:
         await grow_branches(job, Run("tracked"))
 
-    await tracked()  # imports, connections and prepared statements are not counted
+    await tracked()  # imports, connections and prepared statements do not count
     await asyncio.sleep(SETTLED_S)
     before = server_cpu_s(server.process.pid)
     plain_s = await cpu_s(lambda: asyncio.to_thread(read_trees, job.questions, job.source))
@@ -51,20 +51,20 @@ async def measure(server: PrefectServer, spec: RunSpec) -> None:
 
 
 async def cpu_s(work: Callable[[], Awaitable[object]]) -> float:
-    """Return the seconds of CPU that this process takes for something."""
+    """Return the CPU seconds that this process uses for some work."""
     started = time.process_time()
     await work()
     return time.process_time() - started
 
 
 def server_cpu_s(pid: int) -> float:
-    """Return the seconds of CPU that another process has taken."""
+    """Return the CPU seconds of another process so far."""
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """Measure against a server of its own, set as `malt up` sets it."""
+    """Measure against a separate server with the settings of `malt up`."""
     with tempfile.TemporaryDirectory() as folder:
         server = PrefectServer(Path(folder), settings=SHARED)
         os.environ.update(server.environment)

@@ -1,9 +1,9 @@
-"""Prints what kill -9 at random moments leaves of a run: `python -m benchmarks.faults.kills [--rounds N]`.
+"""Prints the results of runs under kill -9 at random moments: `python -m benchmarks.faults.kills [--rounds N]`.
 
-The kills are dealt out over the faults: the run's own process, a worker of its process pool, its Prefect server, a Dask
-worker, PostgreSQL, and for a deployment its run, its worker and the server. Where the run itself ends it is begun
-again; else it has to go on. It ends with an error unless every dataset is that of an undisturbed run, with no answer
-lost and none asked for twice.
+The kills are divided among the faults: the run's own process, a worker of its process pool, its Prefect server, a Dask
+worker, PostgreSQL, and for a deployment its run, its worker and the server. A run that ends is started
+again; others have to continue. The script fails unless every dataset equals that of an undisturbed run, with no answer
+lost and none requested twice.
 """
 
 import argparse
@@ -33,25 +33,25 @@ from tests.postgres import Postgres, free_port
 from tests.providers import ScriptedProvider
 
 SETTLED_S = 10.0
-"""How long after a crash *Retry* waits: the worker reports it twice, and the second report may undo a retry."""
+"""Wait before *Retry* after a crash: the worker reports the crash twice, and the second report may undo a retry."""
 MOST_RETRIES = 3
-"""How often *Retry* is pressed: on a busy machine the second report may come later still."""
+"""Most presses of *Retry*: on a busy machine the second report may come even later."""
 AWAY_S = 3.0
-"""At most how long PostgreSQL stays away."""
+"""Longest downtime of PostgreSQL."""
 APART_S = 15.0
-"""How long `malt up` is left alone after a kill."""
+"""Pause between kills below `malt up`."""
 
 
 class Place(NamedTuple):
-    """What rounds have in common."""
+    """Resources that all rounds share."""
 
     folder: Path
     provider: ScriptedProvider
     random: Random
     prefect: Mapping[str, str]
-    """Names a Prefect server that several runs report to, which saves them starting one each."""
+    """Environment variables that name a Prefect server shared by several runs, so that each need not start its own."""
     digest: str
-    """Of an undisturbed run."""
+    """Digest of an undisturbed run's dataset."""
 
     def moment(self) -> float:
         return self.random.uniform(0, ASKING_S)
@@ -60,12 +60,12 @@ class Place(NamedTuple):
         return Stage(Path(tempfile.mkdtemp(dir=self.folder)) / "round", self.provider, environment)
 
 
-Torment = Callable[[Place, int], Account]
+KillTest = Callable[[Place, int], Account]
 
 
-def below(process: Running, sign: str, told_in: str = "cmdline") -> list[int]:
-    """The processes below one whose command line, or environment, holds a sign."""
-    return [pid for pid in _descendants(process.pid) if sign in told(pid, told_in)]
+def below(process: Running, sign: str, file: str = "cmdline") -> list[int]:
+    """Return the descendants whose command line (or another file in /proc) contains a text."""
+    return [pid for pid in _descendants(process.pid) if sign in read_proc(pid, file)]
 
 
 def _descendants(pid: int) -> list[int]:
@@ -74,16 +74,16 @@ def _descendants(pid: int) -> list[int]:
     return []
 
 
-def told(pid: int, where: str) -> str:
-    """What /proc tells of a process that may have ended."""
+def read_proc(pid: int, file: str) -> str:
+    """Read a file in /proc about a process; return nothing if the process has ended."""
     try:
-        return Path(f"/proc/{pid}/{where}").read_bytes().replace(b"\0", b" ").decode()
+        return Path(f"/proc/{pid}/{file}").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
 
 
 def kill(pid: int) -> float:
-    """Kill a process, and return when."""
+    """Kill a process; return the time of the kill."""
     killed_at = time.monotonic()
     with suppress(ProcessLookupError):  # it has just ended by itself
         os.kill(pid, signal.SIGKILL)
@@ -91,7 +91,7 @@ def kill(pid: int) -> float:
 
 
 def settle(account: Account, place: Place, stage: Stage, killed_at: float, digest: str | None, said: str = "") -> None:
-    """Enter how a round came out; of one that came out otherwise, print what was said, and keep what it left."""
+    """Add a round's result to the account; if its digest differs, print the output and keep its files."""
     account.rounds += 1
     if digest != place.digest:
         kept = Path(tempfile.mkdtemp(prefix="malt-otherwise-"))
@@ -104,12 +104,12 @@ def settle(account: Account, place: Place, stage: Stage, killed_at: float, diges
 
 
 def kill_run(place: Place, kills: int) -> Account:
-    """Kill `malt run`, and begin it again until it is done."""
+    """Kill `malt run`, and start it again until it is done."""
     return kill_and_rerun(place, kills, lambda process: process.pid)
 
 
 def kill_pool_worker(place: Place, kills: int) -> Account:
-    """Kill one of the processes that a run asks in, which ends it, and begin it again until it is done."""
+    """Kill a worker process of a run, which ends the run, and start the run again until it is done."""
 
     def victim(process: Running) -> int | None:
         workers = below(process, "spawn_main")
@@ -120,14 +120,14 @@ def kill_pool_worker(place: Place, kills: int) -> Account:
 
 def kill_and_rerun(place: Place, kills: int, victim: Callable[[Running], int | None],
                    *overrides: str) -> Account:  # fmt: skip
-    """Kill what ends a run, and begin the run again until it is done."""
+    """Kill a process whose death ends the run, and start the run again until it is done."""
     account = Account()
     while account.kills < kills:
         stage, killed_at = place.stage(**place.prefect), 0.0
         process = stage.start(*overrides)
         while account.kills < kills and stage.wait_for_requests(process, place.moment()):
             pid = victim(process)
-            if pid is None:  # its workers were done before their moment came
+            if pid is None:  # its workers finished before the kill
                 break
             killed_at = kill(pid)
             account.kills += 1
@@ -141,13 +141,13 @@ def kill_and_rerun(place: Place, kills: int, victim: Callable[[Running], int | N
 
 def kill_beside(place: Place, kills: int, strike: Callable[[Stage, Running], float | None],
                 *overrides: str, **environment: str) -> Account:  # fmt: skip
-    """Kill something that a run needs, once in each run, which has to go on; `strike` says when, None if it is gone."""
+    """Kill something that a run needs, once in each run, which has to continue; `strike` returns the time, or None."""
     account = Account()
     while account.kills < kills:
         stage = place.stage(**environment)
         process = stage.start(*overrides)
         killed_at = strike(stage, process) if stage.wait_for_requests(process, place.moment()) else None
-        if killed_at is None:  # it was done before its moment came
+        if killed_at is None:  # the run finished before the kill
             process.communicate()
             continue
         account.kills += 1
@@ -178,7 +178,7 @@ def kill_dask_worker(place: Place, kills: int) -> Account:
 
 
 def kill_postgres(place: Place, kills: int) -> Account:
-    """Kill PostgreSQL's postmaster, and start it again a little later; every run has a database of its own."""
+    """Kill PostgreSQL's postmaster, and start it again a little later; every run has its own database."""
     account = Account()
     with Postgres() as postgres:
 
@@ -195,13 +195,13 @@ def kill_postgres(place: Place, kills: int) -> Account:
 
 
 def add(account: Account, further: Account) -> None:
-    """Count some rounds with others."""
+    """Add the counts of one account to another."""
     for name, value in vars(further).items():
         setattr(account, name, getattr(account, name) + value)
 
 
 def kill_flow_run(place: Place, kills: int) -> Account:
-    """Kill the process of a deployment's run; its worker notices, and Retry goes on."""
+    """Kill the process of a deployment's run; its worker notices, and *Retry* continues the run."""
 
     def strike(up: Up, prefect: Prefect, flow_run: str, stage: Stage, account: Account) -> float:
         killed_at = kill(below(up.process, f"FLOW_RUN_ID={flow_run}", "environ")[0])
@@ -218,7 +218,7 @@ def kill_flow_run(place: Place, kills: int) -> Account:
 
 
 def kill_worker(place: Place, kills: int) -> Account:
-    """Kill the worker of `malt up`; the run goes on without it, and the next one finds another."""
+    """Kill the worker of `malt up`; the run continues without it, and the next run gets a new worker."""
 
     def strike(up: Up, prefect: Prefect, flow_run: str, _stage: Stage, _account: Account) -> float:
         killed_at = kill(below(up.process, "worker start")[-1])
@@ -241,7 +241,7 @@ def kill_service_server(place: Place, kills: int) -> Account:
 
 
 def wait_until_up(api_url: str) -> None:
-    """Wait for a server that is starting again."""
+    """Wait for a server that is restarting."""
     while True:
         try:
             httpx.get(f"{api_url}/health", timeout=60).raise_for_status()
@@ -252,7 +252,7 @@ def wait_until_up(api_url: str) -> None:
 
 
 def in_service(place: Place, kills: int, strike: Callable[[Up, Prefect, str, Stage, Account], float]) -> Account:
-    """Strike once in each of some runs of the deployment; the service's store is emptied before each."""
+    """Strike once in each run of the deployment; the service's store is emptied before each run."""
     account, first = Account(), place.stage()
     with ExitStack() as service:
         up = start_service(first.data_dir, "--port", str(free_port()), TEST_KEY="key")
@@ -275,7 +275,7 @@ def in_service(place: Place, kills: int, strike: Callable[[Up, Prefect, str, Sta
     return account
 
 
-FAULTS: dict[str, Torment] = {
+FAULTS: dict[str, KillTest] = {
     "`malt run`": kill_run,
     "a worker of `processes`": kill_pool_worker,
     "its Prefect server": kill_server,
@@ -288,7 +288,7 @@ FAULTS: dict[str, Torment] = {
 
 
 def row_of(name: str, account: Account) -> str:
-    """One line of the table."""
+    """Return a line of the table."""
     window = f"{len(account.in_window)} ({1000 * max([0.0, *account.in_window]):.0f} ms)"
     took = f"{median(account.seconds):.1f}"
     same = f"{account.same} of {account.rounds}"
@@ -297,9 +297,9 @@ def row_of(name: str, account: Account) -> str:
 
 @contextmanager
 def place_for(seed: int) -> Iterator[Place]:
-    """Run once in peace, and return what later runs are compared with."""
+    """Make one undisturbed run, and yield the shared resources with its digest."""
     os.environ.update(direct_to_loopback())
-    made = tempfile.TemporaryDirectory(prefix="malt-faults-", ignore_cleanup_errors=True)  # what was killed still ends
+    made = tempfile.TemporaryDirectory(prefix="malt-faults-", ignore_cleanup_errors=True)  # the killed may still write
     with made as folder, ScriptedProvider() as provider:
         server = PrefectServer(Path(folder) / "prefect")
         server.wait_until_ready()
@@ -313,15 +313,15 @@ def place_for(seed: int) -> Iterator[Place]:
 
 def main(kills: int, seed: int, only: str) -> None:
     """Print the table."""
-    faults = {name: torment for name, torment in FAULTS.items() if only in name}
+    faults = {name: kill_test for name, kill_test in FAULTS.items() if only in name}
     print(f"seed {seed}\n")
     print("| killed | times | same digest | repeats | lost | in the window (longest) | s to the end, median |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     sound = True
     with place_for(seed) as place:
-        for number, (name, torment) in enumerate(faults.items()):
+        for number, (name, kill_test) in enumerate(faults.items()):
             share = kills // len(faults) + (number < kills % len(faults))
-            account = torment(place, share) if share else Account()
+            account = kill_test(place, share) if share else Account()
             print(row_of(name, account) if share else f"| {name} | 0 | | | | | |", flush=True)
             sound &= account.same == account.rounds and not account.repeats + account.lost
     sys.exit(0 if sound else 1)

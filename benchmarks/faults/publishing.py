@@ -1,8 +1,8 @@
-"""Prints what kill -9 leaves of a dataset: `python -m benchmarks.faults.publishing [MOMENTS [SEED]]`.
+"""Prints the state of a dataset after kill -9: `python -m benchmarks.faults.publishing [MOMENTS [SEED]]`.
 
-A publisher, a removal and the move of a tag are killed at random moments, each in a process of its own, over and over
-in one folder. It ends with an error where a version is lost, a link names nothing, what was left does not go, or, after
-all, a version does not verify.
+A publisher, a removal and the move of a tag are killed at random moments, each in a separate process, repeatedly
+in one folder. The script fails if a version is lost, a link dangles, leftovers are not cleaned up, or, at the end, a
+version does not verify.
 """
 
 import sys
@@ -19,9 +19,9 @@ from tests.crashing import Work, check_whole, killed_after, move_tag, remove
 from tests.published import publish_small
 
 SLOWER = 2
-"""How much longer work may take in a process of its own, which begins cold."""
+"""Factor by which work may take longer in a new process, whose caches are cold."""
 PRACTICE = 5
-"""Times that work is done in peace, to learn how long it takes."""
+"""Number of undisturbed repetitions, to measure how long the work takes."""
 
 
 class Plan(NamedTuple):
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     work: Work
     arguments: tuple[object, ...]
     is_done: Callable[[], bool]
-    """Whether the folder shows it."""
+    """Whether the folder shows the result of the work."""
 
 
 def publishing(folder: Path, name: str) -> Plan:
@@ -50,7 +50,7 @@ def tagging(folder: Path, name: str) -> Plan:
 
 
 def seconds_of(plan: Callable[[Path, str], Plan], folder: Path) -> float:
-    """Return how long the work takes in peace."""
+    """Return the median duration of undisturbed work."""
     took = []
     for number in range(PRACTICE):
         work, arguments, is_done = plan(folder, f"peace {number}")
@@ -61,8 +61,8 @@ def seconds_of(plan: Callable[[Path, str], Plan], folder: Path) -> float:
     return median(took)
 
 
-def torment(plan: Callable[[Path, str], Plan], folder: Path, moments: int, random: Random) -> str:
-    """Kill the work at random moments, and return the row of the table."""
+def kill_repeatedly(plan: Callable[[Path, str], Plan], folder: Path, moments: int, random: Random) -> str:
+    """Kill the work at random moments; return its row of the table."""
     publish_small(folder, "first")
     longest, killed, done = seconds_of(plan, folder), 0, 0
     for moment in range(moments):
@@ -88,7 +88,7 @@ def main(moments: int = 50, seed: int = 4711) -> None:
     print("|---|---:|---:|---:|---:|---:|")
     for name, plan in (("publish", publishing), ("rm", removing), ("tag --move", tagging)):
         with tempfile.TemporaryDirectory() as folder:
-            print(f"| {name} | {torment(plan, Path(folder), moments, Random(seed))} |", flush=True)
+            print(f"| {name} | {kill_repeatedly(plan, Path(folder), moments, Random(seed))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Prints how `malt run` ends for every kind of bad reply: `python -m benchmarks.faults.replies [--quick] [--postgres]`.
 
-Each case of tests/cases/bad_replies.jsonl is what the generator's provider says to one question, about 24 cases a
-run. What ends a run gets a run of its own, all at once: an endpoint that only says 429 is given up after 15 minutes;
-`--quick` leaves these out. With `--postgres` the answers are kept in PostgreSQL. Then the provider is mended, and the
-same run asks for what it lacks. It ends with an error where a run says something unforeseen, has another exit code than
-such cases may have, or asks again for what it was answered.
+Each case of tests/cases/bad_replies.jsonl is the generator's provider's reply to one question, about 24 cases a
+run. Cases that end a run get separate runs, all at once: an endpoint that only sends 429s is given up after 15 minutes;
+`--quick` skips these. With `--postgres` the answers are kept in PostgreSQL. Then the faults are removed, and the
+same run requests what is missing. The script fails if a run has unexpected output, an exit code that is not allowed
+for its cases, or requests again what was answered.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests.providers import ScriptedProvider
 
 TOGETHER = 24
 ENDS_A_RUN = {"waits": {3}, "stops": {3}, "config": {2}}
-"""Exit codes by what a case says it ends as; of all others 0 or 1."""
+"""Allowed exit codes of cases that end a run, by the case's `ends`; all other cases allow 0 and 1."""
 _NUMBER = re.compile(r"Case (\d+):")
 
 
@@ -41,10 +41,10 @@ class Sick(NamedTuple):
     cases: Mapping[int, Case]
     healed: set[int]
     asked: Counter[int]
-    """How often the generator was asked each."""
+    """Number of requests to the generator, by case."""
 
     def fault(self, asked: Asked) -> Fault | None:
-        """Return what the generator's provider does; the other roles' answers."""
+        """Return the generator's fault for the case in the prompt; other roles are answered."""
         found = _NUMBER.search(asked.prompt)
         if asked.model != "generator" or found is None:
             return None
@@ -54,14 +54,14 @@ class Sick(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Cases that one run meets."""
+    """Cases of one run, with its folder."""
 
     numbers: Sequence[int]
     folder: Path
     environment: Mapping[str, str]
 
     def start(self, provider: ScriptedProvider, timeout_s: float) -> "subprocess.Popen[str]":
-        """Begin the run, or begin it again."""
+        """Start the run, or start it again."""
         roles = "".join(
             f"[roles.{role}]\n{model(role, provider)}samples = 1\ntimeout_s = {timeout_s}\n" for role in REQUESTS
         )
@@ -77,7 +77,7 @@ class Round(NamedTuple):
 
 
 def faults_of(process: "subprocess.Popen[str]", allowed: set[int]) -> list[str]:
-    """Wait for a run's end, and return what was wrong with it."""
+    """Wait for a run's end; return its problems."""
     out, err = process.communicate()
     said = out + err
     unforeseen = [word for word in ("Traceback (most recent", "not expected", "test-key-4711") if word in said]
@@ -88,7 +88,7 @@ def faults_of(process: "subprocess.Popen[str]", allowed: set[int]) -> list[str]:
 def play(
     rounds: Sequence[Round], provider: ScriptedProvider, sick: Sick, allowed: set[int]
 ) -> tuple[Counter[int], list[str]]:
-    """Run rounds at once, mend the provider, run them again; return the exit codes, and what was wrong."""
+    """Run rounds concurrently, remove the faults, run them again; return exit codes and problems."""
     timeout_s = 2 if any("action" in sick.cases[number] for each in rounds for number in each.numbers) else 30
     processes = [each.start(provider, timeout_s) for each in rounds]
     wrong = [problem for process in processes for problem in faults_of(process, allowed)]
@@ -105,9 +105,9 @@ def play(
 
 
 def list_kinds(*, apart: bool) -> Iterator[tuple[str, set[int], list[list[int]]]]:
-    """Yield kinds of cases by name: the exit codes that they may have, and the cases of each run."""
+    """Yield for each kind of case its name, its allowed exit codes, and the cases of each run."""
     numbers = list(range(len(CASES)))
-    Random(4711).shuffle(numbers)  # an endpoint that fails one question after the other is down
+    Random(4711).shuffle(numbers)  # too many failures in a row count as an outage
     mixed = [number for number in numbers if CASES[number]["ends"] not in ENDS_A_RUN]
     of_replies, of_connections = (
         [each for each in mixed if ("action" in CASES[each]) is acts] for acts in (False, True)

@@ -1,8 +1,8 @@
-"""What faults are tried on: runs of one small dataset, a provider that counts what it is asked, and the account.
+"""Setting for fault injection: runs of one small dataset, a provider that counts requests, and the accounting.
 
-A request is known by all that it says. An answer counts as had when the provider sent all of it `WINDOW_S` before the
-process that asked was killed: reading it and the commit take some milliseconds, and what comes in those cannot be kept.
-Answers in that window are counted apart.
+A request is identified by its whole body. An answer counts as received if the provider sent all of it `WINDOW_S` before
+the asking process was killed: reading and committing it take some milliseconds, in which an answer cannot be kept.
+Answers within that window are counted separately.
 """
 
 import json
@@ -31,31 +31,31 @@ SMALL = ("limits.max_in_flight=4", *(f"roles.{role}.samples=2" for role in REQUE
 """Overrides: 42 requests, four at once."""
 LATENCY_S = 0.1
 ASKING_S = 1.2
-"""About how long such a run asks."""
+"""Approximate time during which such a run sends requests."""
 WINDOW_S = 0.2
 RUN_LIMIT_S = 600.0
 
 
 @dataclass
 class Account:
-    """What came of the rounds of one fault."""
+    """Results of the rounds of one fault."""
 
     kills: int = 0
     rounds: int = 0
     same: int = 0
-    """Rounds whose digest is that of an undisturbed run."""
+    """Number of rounds with the digest of an undisturbed run."""
     repeats: int = 0
-    """Answers that were had, and asked for again."""
+    """Number of received answers that were requested again."""
     lost: int = 0
-    """Answers that were had, and not in the store after the kill."""
+    """Number of received answers that were not in the store after the kill."""
     in_window: list[float] = field(default_factory=list)
-    """Answers that came too late to be kept: seconds between each and the kill."""
+    """Seconds between each answer that came too late to be kept and the kill."""
     seconds: list[float] = field(default_factory=list)
-    """From each kill to the run's end."""
+    """Seconds from each kill to the run's end."""
 
 
 class Stage:
-    """One round: a data folder of its own, and what the provider was asked in it."""
+    """One round, with its own data folder and its requests to the provider."""
 
     def __init__(self, folder: Path, provider: ScriptedProvider, environment: Mapping[str, str]) -> None:
         folder.mkdir(parents=True)
@@ -71,7 +71,7 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """Where its store lies, or would."""
+        """Folder of the store, or the data folder if the store is in PostgreSQL."""
         return Path(self.store_url.removeprefix("sqlite:///")).parent if "sqlite" in self.store_url else self.data_dir
 
     @property
@@ -79,7 +79,7 @@ class Stage:
         return self.provider.requests[self._asked :]
 
     def start(self, *overrides: str) -> Running:
-        """Begin `malt run`, or begin it again: forked, unless it starts a server of its own."""
+        """Start `malt run`, or start it again; it is forked unless it needs its own Prefect server."""
         options = [part for override in (*SMALL, *overrides) for part in ("-s", override)]
         command = ["run", str(self.config), "--json", *options]
         if "PREFECT_API_URL" in self.environment:
@@ -90,7 +90,7 @@ class Stage:
         )
 
     def wait_for_requests(self, process: Running, after_s: float) -> bool:
-        """Wait until a process asks for something new, and some time longer; return whether it is still there."""
+        """Wait until a process sends a new request, and some time longer; return whether it still runs."""
         before, deadline = self.provider.request_count, time.monotonic() + RUN_LIMIT_S
         while self.provider.request_count == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -98,7 +98,7 @@ class Stage:
         return process.poll() is None
 
     def look_after_kill(self, killed_at: float, account: Account) -> None:
-        """Find out which answers that were sent before the asking process died are not in the store."""
+        """Count the answers that were sent before the kill and are not in the store."""
         stored = self.stored_answers()
         for sent in self.provider.sent[self._looked :]:
             if sent.id in stored:
@@ -111,14 +111,14 @@ class Stage:
         self._looked = len(self.provider.sent)
 
     def stored_answers(self) -> set[str]:
-        """The ids of the provider's answers that the store has."""
+        """Return the ids of the provider's answers in the store."""
         spec = load_spec(self.config, SMALL)
         with Store(self.store_url) as store:
             rows = store.rows(question.question_id for question in read_job(spec).questions)
         return {json.loads(row.response)["id"] for row in rows.values() if row.response}
 
     def repeats(self) -> int:
-        """Count the answers that were had and whose request came again."""
+        """Count the received answers whose request was sent again."""
         last = {identity(asked): asked.at for asked in self.asked}
         return sum(self._is_repeated(sent, last) for sent in self.provider.sent[self._sent :])
 
@@ -127,12 +127,12 @@ class Stage:
 
 
 def identity(asked: Asked) -> str:
-    """All that a request says."""
+    """Return the whole body of a request as one text."""
     return json.dumps(asked.body, sort_keys=True)
 
 
 class Ended(NamedTuple):
-    """How a run ended."""
+    """Exit code, digest and error output of a run."""
 
     code: int
     digest: str | None
@@ -140,6 +140,6 @@ class Ended(NamedTuple):
 
 
 def ended(process: Running) -> Ended:
-    """Wait for a run's end."""
+    """Wait for a run's end; return its result."""
     out, err = process.communicate(timeout=RUN_LIMIT_S)
     return Ended(process.wait(), json.loads(out)["content_sha256"] if out else None, err.strip())

@@ -1,7 +1,7 @@
-"""Lets every kind of request to Prefect's API meet a server that stands still: `python -m benchmarks.faults.stalls`.
+"""Stalls one request of every kind to Prefect's API: `python -m benchmarks.faults.stalls`.
 
-The first request of each kind is never answered, so that it runs into its read timeout (one second here, 60 as a rule);
-the run has to end complete all the same.
+The first request of each kind is never answered, so that its read timeout expires (1 s here, 60 s by default);
+the run has to complete nevertheless.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _NEVER_S = 3600.0
 
 
 class StallingProxy:
-    """Passes on what comes to a port of its own, but for the first request of each kind."""
+    """A proxy on its own port that forwards everything except the first request of each kind."""
 
     def __init__(self, api_url: str) -> None:
         self._upstream = urlsplit(api_url).port
@@ -59,7 +59,7 @@ class StallingProxy:
 
     def _is_first(self, request: re.Match[bytes]) -> bool:
         path = re.sub("[0-9a-f-]{36}", "ID", request[2].decode().partition("?")[0])
-        if path.startswith("/api/events"):  # a stream
+        if path.startswith("/api/events"):  # a stream, not a request
             return False
         kind = f"{request[1].decode()} {path}"
         self.seen[kind] += 1
@@ -67,7 +67,7 @@ class StallingProxy:
 
 
 def run_through(proxy: StallingProxy, provider: ScriptedProvider, folder: Path, tracking: str) -> str:
-    """Run a dataset of two questions, and say how that ended."""
+    """Run a dataset of two questions; return how it ended."""
     spec = spec_of(provider, write_questions(folder)).as_config()
     declared = RunSpec.model_validate({**spec, "name": tracking, "run": {"tracking": tracking}})
     with temporary_settings({PREFECT_API_URL: proxy.api_url, PREFECT_API_REQUEST_TIMEOUT: 1.0}):
@@ -75,13 +75,13 @@ def run_through(proxy: StallingProxy, provider: ScriptedProvider, folder: Path, 
 
 
 async def grow(spec: RunSpec) -> str:
-    """Run the flow, and say its last state."""
+    """Run the flow; return its final state."""
     state: State[Any] = await generate(spec, return_state=True)
     return f"{state.name}: {state.message}"
 
 
 def main() -> None:
-    """Run in both ways, and print how each ended."""
+    """Run in both tracking modes, and print how each ended."""
     os.environ["TEST_KEY"] = "test-key"
     with prefect_test_harness(server_startup_timeout=600), ScriptedProvider() as provider:
         for tracking in ("branch", "shard"):

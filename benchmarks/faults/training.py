@@ -1,9 +1,9 @@
-"""Prints whether training comes to the same weights after `kill -9` at random moments.
+"""Prints whether training reaches the same weights after `kill -9` at random moments.
 
-`nice python -m benchmarks.faults.training [KILLS] [SEED]`. A tiny model's refiner is trained once in one go, then by
-processes that are killed, with the one that trains, a random time after they have begun; a call that is left alone ends
-it. Where one was done before it was killed, the next begins another training. A checkpoint is written at every step
-of many, so that most kills fall between two of them and not into the start of the process.
+`nice python -m benchmarks.faults.training [KILLS] [SEED]`. A tiny model's refiner is trained once without a kill, then
+by processes that are killed a random time after their start, with their training process; an undisturbed call finishes
+it. If a process finishes before its kill, the next one starts another training. A checkpoint is written at every step
+of many, so that most kills fall between two checkpoints and not into the start of the process.
 """
 
 import os
@@ -35,13 +35,13 @@ EPOCHS = 12
 
 
 def lengthen(spec: TrainSpec) -> TrainSpec:
-    """Train the refiner alone, with so many steps that they take longer than the start of the process."""
+    """Return the spec with the refiner only, and enough steps to take longer than the start of the process."""
     stages = {name: getattr(spec, name).model_copy(update={"epochs": EPOCHS}) for name in ("sft", "dpo")}
     return spec.model_copy(update={"generator": (), "verifier": (), **stages})
 
 
 def kill_after(seconds: float, version: DatasetVersion, spec: TrainSpec, data: Path) -> bool:
-    """Train in a process group, and kill it then; return whether it still ran."""
+    """Train in a process group and kill it after some time; return whether it was still running."""
     command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json()]
     with subprocess.Popen(command, env={**os.environ, "MALT_DATA_DIR": str(data)}, start_new_session=True) as process:
         with suppress(subprocess.TimeoutExpired):
@@ -53,13 +53,13 @@ def kill_after(seconds: float, version: DatasetVersion, spec: TrainSpec, data: P
 
 
 def describe(summary: TrainSummary) -> str:
-    """Name weights, and from how many checkpoints each stage went on."""
+    """Describe the weights, and the number of checkpoints from which each stage resumed."""
     stages = summary.roles["refiner"].stages
     return f"{summary.content_sha256[:16]}, went on from checkpoints {[stage.checkpoints for stage in stages.values()]}"
 
 
 def main() -> None:
-    """Kill, go on, compare."""
+    """Kill trainings, resume them, and compare the weights."""
     kills, seed = map(int, [*sys.argv[1:], *("10", "0")[len(sys.argv) - 1 :]])
     moments = random.Random(seed)
     with TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def main() -> None:
             began = time.monotonic()
             if kill_after(moments.uniform(0, took), version, spec, base / f"turn {turns}"):
                 killed += 1
-            else:  # it was done before, so that the next one begins anew
+            else:  # it finished first, so the next one starts a new training
                 took, turns = min(took, time.monotonic() - began), turns + 1
         for turn in range(turns + 1):
             gone_on = train(version, spec, settings=Settings(data_dir=base / f"turn {turn}"))

@@ -1,7 +1,7 @@
 """The trees of `benchmarks.bare_loop` with Curator; started by `python -m benchmarks.throughput --rivals FOLDER`.
 
-An `LLM` a role, called one after another. It reads one choice of an answer, so siblings are rows of their own, each a
-request (three times the requests of the others). Its cache is in an empty folder.
+One `LLM` for each role, called one after another. It reads a single choice of a response, so siblings are separate
+rows and requests (three times the requests of the others). Its cache is in an empty folder.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import litellm
 
-TOKENIZERS = Path(litellm.__file__).parent / "litellm_core_utils" / "tokenizers"  # else Curator downloads one
+TOKENIZERS = Path(litellm.__file__).parent / "litellm_core_utils" / "tokenizers"  # otherwise Curator downloads one
 os.environ |= {"TELEMETRY_ENABLED": "false", "OPENAI_API_KEY": "none", "TIKTOKEN_CACHE_DIR": str(TOKENIZERS)}
 
 from bespokelabs import curator  # noqa: E402 - reads the environment
@@ -21,7 +21,7 @@ SAMPLES = 3
 
 
 class Role(curator.LLM):  # type: ignore[misc]  # in an environment of its own
-    """One role: the texts of a row above become its prompt."""
+    """One role; its prompt is filled with the texts of the parent's row."""
 
     folder: Path
     output: str

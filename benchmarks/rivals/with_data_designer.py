@@ -1,7 +1,7 @@
 """The trees of `benchmarks.bare_loop` with Data Designer; started by `python -m benchmarks.throughput --rivals FOLDER`.
 
-It fills columns of rows, and a row cannot become several: a dataset a role, seeded with the rows above three
-times, and siblings are requests of their own (three times the requests of the others).
+It fills columns of rows, and a row cannot become several: one dataset for each role, seeded three times with the
+parents' rows, so siblings are separate requests (three times the requests of the others).
 """
 
 import json

@@ -1,7 +1,7 @@
 """The trees of `benchmarks.bare_loop` with distilabel; started by `python -m benchmarks.throughput --rivals FOLDER`.
 
-A `TextGeneration` step a role, `num_generations` siblings in one request, a row a sibling; its cache is off. A step has
-one batch of requests under way: the batch is as large as the in-flight limit.
+One `TextGeneration` step for each role, `num_generations` siblings in one request, a row for each sibling; its cache
+is off. A step has one batch of requests in flight: the batch is as large as the in-flight limit.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""inspect_ai's own scoring of what `malt serve` answers; started by `python -m benchmarks.serving --inspect PYTHON`.
+"""inspect_ai's scoring of answers from `malt serve`; started by `python -m benchmarks.serving --inspect PYTHON`.
 
-Takes a question file; the server is named by MALT_BASE_URL and MALT_API_KEY, the model by MODEL. The last line that it
-prints is JSON: version, accuracy, and how many answers were scored.
+Takes a question file; MALT_BASE_URL and MALT_API_KEY name the server, MODEL the model. The last line of its output
+is JSON: version, accuracy, and the number of scored answers.
 """
 
 import json
@@ -18,7 +18,7 @@ from inspect_ai.solver import generate
 
 
 def main(questions: str) -> None:
-    """Ask each question once, and match the last number of the answer."""
+    """Ask each question once, and compare the last number of the answer."""
     rows = [json.loads(line) for line in Path(questions).read_text().splitlines()]
     samples = [Sample(input=row["question"], target=row["answer"], id=row["id"]) for row in rows]
     task = Task(dataset=samples, solver=generate(), scorer=match(numeric=True))
