@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from malt.config.roles import ModelSpec, Role
@@ -15,6 +16,7 @@ from malt.errors import MaltError
 from malt.files import make_private_folder
 from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
+from malt.llm.provider.errors import name_endpoint
 from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
@@ -38,8 +40,8 @@ def examine(spec: RunSpec, settings: Settings) -> Iterator[Check]:
     yield _try_out("questions and prompts", lambda: _check_inputs(spec))
     yield _try_out("data folder", lambda: _check_folder(settings))
     yield _try_out("store", lambda: _check_store(settings))
-    for subject, role, model in _list_endpoints(spec):
-        yield _try_out(subject, lambda role=role, model=model: _check_endpoint(role, model))  # type: ignore[misc]
+    for roles, model in _list_endpoints(spec):
+        yield _try_out(", ".join(roles), partial(_check_endpoint, roles[0], model))
     yield _try_out("prefect", _check_prefect)
 
 
@@ -47,7 +49,7 @@ def _try_out(subject: str, trial: Callable[[], str]) -> Check:
     try:
         return Check(subject, works=True, detail=trial())
     except (MaltError, OSError) as error:
-        return Check(subject, works=False, detail=str(error).removeprefix(f"{subject}: "))
+        return Check(subject, works=False, detail=str(error))
 
 
 def _check_inputs(spec: RunSpec) -> str:
@@ -68,25 +70,26 @@ def _check_store(settings: Settings) -> str:
     return f"{hide_password(settings.store)} answers"
 
 
-def _list_endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
-    """Yield the endpoints of a run, each model at each address once, with the first role that it plays."""
-    seen = set()
+def _list_endpoints(spec: RunSpec) -> list[tuple[list[Role], ModelSpec]]:
+    """Return the endpoints of a run, each model at each address once, with the roles that it plays."""
+    found: dict[tuple[str | None, ...], tuple[list[Role], ModelSpec]] = {}
     for role, model in models_asked(with_weights(spec)).items():
         where = (model.model, model.api_base, model.api_key_env, model.api_key_block)
-        if where not in seen:
-            seen.add(where)
-            yield f"{model.model}{f' at {model.api_base}' if model.api_base else ''}", role, model
+        found.setdefault(where, ([], model))[0].append(role)
+    return [*found.values()]
 
 
 def _check_endpoint(role: Role, model: ModelSpec) -> str:
     """Ask a model for a few tokens; the answer is not stored."""
     call.check(model)
     if model.api_key_block:
-        return f"not asked: its key is in the block {model.api_key_block!r}, which only flows can read"
+        return (
+            f"{name_endpoint(model)} is not asked: its key is in the block {model.api_key_block!r}, read only by flows"
+        )
     brief = model.model_copy(update={"max_tokens": min(_MOST_TOKENS, model.max_tokens or _MOST_TOKENS)})
     started = time.perf_counter()
     asyncio.run(_ask(CompletionRequest(role, brief, (_QUESTION,), "doctor")))
-    return f"answers, in {time.perf_counter() - started:.1f} s"
+    return f"{name_endpoint(model)} answers, in {time.perf_counter() - started:.1f} s"
 
 
 async def _ask(request: CompletionRequest) -> None:

@@ -34,10 +34,14 @@ def test_each_endpoint_is_asked_once_for_a_few_tokens_and_nothing_is_stored(
         assert store.rows(["doctor"]) == {}
 
 
-def test_a_model_that_serves_two_roles_is_asked_once(config: Path, provider: ScriptedProvider) -> None:
+def test_a_model_that_serves_several_roles_is_asked_once(
+    config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
+) -> None:
     same = [f"--set=roles.{role}.model=openai/one" for role in ("generator", "verifier", "refiner")]
-    assert exit_code(["doctor", str(config), *same]) == 0
+    assert exit_code(["doctor", str(config), "--json", *same]) == 0
     assert provider.request_count == 1
+    subjects = checks(capsys)
+    assert subjects["generator, verifier, refiner"][1].startswith(f"openai/one at {provider.url} answers, in ")
 
 
 def test_failed_checks_are_reported_and_the_others_still_run(
@@ -47,8 +51,9 @@ def test_failed_checks_are_reported_and_the_others_still_run(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert exit_code(["doctor", str(config), "--json"]) == 1
     told = checks(capsys)
-    works, said = told[f"openai/generator at {provider.url}"]
+    works, said = told["generator"]
     assert not works
+    assert said.startswith(f"openai/generator at {provider.url} refused the key")
     assert "TEST_KEY (401)" in said
     assert not told["prefect"][0]
     assert "unset the variable" in told["prefect"][1]
