@@ -26,6 +26,9 @@ MaltError
     └── AccountEmpty     a provider refuses requests until it is paid
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MaltError(Exception):
     """Root of the hierarchy. A message says what happened, the value, where, and what to do."""
@@ -39,6 +42,15 @@ class InputError(MaltError):
 
 class ConfigError(InputError):
     """A config file, an override or a setting is wrong."""
+
+
+@contextmanager
+def named_place(place: str) -> Iterator[None]:
+    """Begin the message of a `ConfigError` with the option, key or system that the fault is in."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 class QuestionError(InputError):

@@ -100,7 +100,7 @@ def find_set(name_or_folder: str) -> Path:
         if (sets / name_or_folder).is_dir():
             return (sets / name_or_folder).resolve()
     known = ", ".join(known_sets()) or "none"
-    raise PromptError(f"no prompt set or folder {name_or_folder!r} (looked in {Path.cwd()}); sets: {known}")
+    raise PromptError(f"prompts: no prompt set or folder {name_or_folder!r} (looked in {Path.cwd()}); sets: {known}")
 
 
 def _expand_home(folder: str) -> Path:

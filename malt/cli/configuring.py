@@ -12,10 +12,11 @@ import click
 
 from malt.cli import terminal
 from malt.cli.options import takes_json
-from malt.errors import ConfigError
+from malt.errors import ConfigError, named_place
 from malt.text import count_noun
 
 if TYPE_CHECKING:
+    from malt.config.roles import ModelSpec
     from malt.grading.references import Suggestion
     from malt.questions.readers import Row
 
@@ -68,8 +69,10 @@ def init(
 
     source = questions or _ask("Question file", None, "--questions")
     rows = _first_rows(source)
-    asked = question or _ask("Column of the question", _guess(rows, _QUESTION_COLUMNS), "--question")
-    answered = answer or _ask("Column of the reference answer", _guess(rows, _ANSWER_COLUMNS, asked), "--answer")
+    asked = question or _ask_column("Column of the question", rows, _QUESTION_COLUMNS, "--question")
+    answered = answer or _ask_column("Column of the reference answer", rows, _ANSWER_COLUMNS, "--answer", asked)
+    if asked == answered:
+        raise ConfigError(f"--question and --answer are both {asked}; name the column of the reference answer")
     suggestion, count = _look_at(source, asked, answered)
     model = model or _ask("Model of every role", "embedded", "--model")
     base, key = _ask_place(model, api_base, api_key_env)
@@ -77,7 +80,8 @@ def init(
     given = read_kinds(kinds, "--grader") or _ask(f"Graders ({suggestion.reason})", proposed, "--grader").split()
     name = name or _ask("Name of the dataset", _slug(source), "--name")
     path = config or Path(f"{name}.toml")
-    _write_config(path, _Answers(source, asked, answered, model, base, key, tuple(given), name), force=force)
+    answers = _Answers(source, asked, answered, model, base, key, tuple(given), name)
+    _write_config(path, _checked_config(path, answers), force=force)
     next_steps = [f"malt plan {path}", f"malt run {path} --limit 3", f"malt run {path}"]
     if as_json:
         terminal.emit({"config": str(path), "questions": count, "next": next_steps})
@@ -96,6 +100,13 @@ def _ask(what: str, proposed: str | None, option: str) -> str:
     return proposed
 
 
+def _ask_column(what: str, rows: "list[Row]", usual: tuple[str, ...], option: str, taken: str = "") -> str:
+    from malt.questions.readers import join_names
+
+    columns = list(dict.fromkeys(name for row in rows for name in row.values))
+    return _ask(what, _guess(rows, columns, usual, taken), f"{option}; the file's columns: {join_names(columns)}")
+
+
 def _first_rows(source: str) -> "list[Row]":
     from malt.questions.readers import read_rows
 
@@ -105,9 +116,8 @@ def _first_rows(source: str) -> "list[Row]":
     return rows
 
 
-def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | None:
+def _guess(rows: "list[Row]", columns: list[str], usual: tuple[str, ...], taken: str) -> str | None:
     """Return a column with one of the usual names, else the first that holds texts and is not `taken`."""
-    columns = list(dict.fromkeys(name for row in rows for name in row.values))
     texts = [name for name in columns if name != taken and all(isinstance(row.values.get(name), str) for row in rows)]
     return next((name for name in (*usual, *texts) if name in columns), None)
 
@@ -123,7 +133,10 @@ def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]
 
 
 def _ask_place(model: str, api_base: str | None, api_key_env: str | None) -> tuple[str, str]:
-    if model.startswith("embedded"):
+    from malt.llm.provider.embedded import is_embedded
+    from malt.models.playing import NAMED
+
+    if is_embedded(model) or NAMED.fullmatch(model):
         return "", ""
     provider = model.partition("/")[0]
     usual = f"{provider.upper().replace('-', '_')}_API_KEY" if api_base is None else ""
@@ -140,21 +153,37 @@ def _slug(source: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "dataset"
 
 
-def _write_config(path: Path, answers: _Answers, *, force: bool) -> None:
-    """Write a commented config and validate it as `malt run` would; an invalid one is not kept."""
-    from malt.config.loader import load_spec
+def _checked_config(path: Path, answers: _Answers) -> str:
+    """Return a commented config, validated as `malt run` would."""
+    from malt.config.loader import parse_spec
+
+    text = _fill_template(path, answers)
+    _check_model(parse_spec(text.encode(), path).roles.generator)
+    return text
+
+
+def _check_model(model: "ModelSpec") -> None:
+    """Refuse a model that no provider knows, and missing weights. A key may be set, and a package installed, later."""
+    from malt.config.roles import Role
+    from malt.config.settings import Settings
+    from malt.llm.provider import embedded
+    from malt.llm.provider.routing import find_provider
+    from malt.models.playing import identify
+
+    with named_place("--model"):
+        name, _ = identify(model.model, Role.GENERATOR, Settings().models_dir)
+        if name == embedded.NAME:
+            return
+        embedded.check_weights(name) if embedded.is_embedded(name) else find_provider(model)
+
+
+def _write_config(path: Path, text: str, *, force: bool) -> None:
     from malt.files import replace_text
 
     if (path.exists() or path.is_symlink()) and not force:
         raise ConfigError(f"{path} exists already; name another file, or give --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text() if path.is_file() else None
-    replace_text(path, _fill_template(path, answers))
-    try:
-        load_spec(path)
-    except ConfigError:
-        path.unlink() if before is None else replace_text(path, before)
-        raise
+    replace_text(path, text)
 
 
 _TEMPLATE = """# malt run {path}

@@ -33,8 +33,13 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
     relative to the config file; one given by an override may also be relative to the current directory.
     Raises `ConfigError` with one line per problem.
     """
-    values = _read_toml(path)
-    origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
+    return parse_spec(_read_file(path), path, overrides, limit)
+
+
+def parse_spec(text: bytes, path: Path, overrides: Sequence[str] = (), limit: int | None = None) -> RunSpec:
+    """Do as `load_spec` does with the text of a config file that need not be there yet."""
+    values = _parse_toml(text, path)
+    origins = _apply(overrides, values)
     if limit is not None:
         _put(values, ("questions", "limit"), limit, "--limit")
         origins["questions", "limit"] = "--limit"
@@ -44,19 +49,15 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
 def override_spec(spec: RunSpec, overrides: Sequence[str], place: Path) -> RunSpec:
     """Apply `key=value` overrides to a spec that was read from `place`. Raises `ConfigError`, one line per problem."""
     values = spec.as_config()
-    origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
+    origins = _apply(overrides, values)
     return _checked(values, Places(place, origins)) if overrides else spec
 
 
 def _checked(values: Table, places: "Places") -> RunSpec:
     """Validate a config's values; each problem in the error names the place where its key was given."""
-    _refuse([f"{places.of(key)}: {problem}" for key, problem in find_forbidden(values)])
-    try:
-        for key, find in _LOCAL_PATHS.items():
-            _resolve_paths(values, places, key, find)
-    except (OSError, RuntimeError, ValueError) as error:
-        where = f"{places.file}: a path in it, or in -s"
-        raise ConfigError(f"{where}, cannot be used: {_shown(str(error))}") from error
+    _refuse([f"{places.name(key)}{problem}" for key, problem in find_forbidden(values)])
+    for key, find in _LOCAL_PATHS.items():
+        _resolve_paths(values, places, key, find)
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
@@ -76,12 +77,22 @@ class Places(NamedTuple):
 
     file: Path
     origins: Mapping[Key, str]
-    """`-s` or `--limit` for the keys that were not read from the file."""
+    """`--set KEY` or `--limit` for the keys that were not read from the file."""
 
-    def of(self, key: Key) -> str:
-        """Return the place of a key: the config file, `-s` or `--limit`."""
+    def name(self, key: Key) -> str:
+        """Write a key after its place: `FILE: KEY`, `--set KEY`, `--limit: KEY`; without a key the place alone."""
+        place, name = self.option(key) or self._file_with(key), ".".join(key)
+        return place if place == f"--set {name}" or not name else f"{place}: {name}"
+
+    def option(self, key: Key) -> str | None:
+        """Return the option that gave a key or a table above it; None if the file did."""
         prefixes = (key[:length] for length in range(len(key), 0, -1))
-        return next((self.origins[prefix] for prefix in prefixes if prefix in self.origins), str(self.file))
+        return next((self.origins[prefix] for prefix in prefixes if prefix in self.origins), None)
+
+    def _file_with(self, key: Key) -> str:
+        """Return the file, and the options that changed something below `key`: they may be what is wrong there."""
+        below = [option for changed, option in self.origins.items() if changed[: len(key)] == key]
+        return f"{self.file} with {', '.join(below)}" if below else str(self.file)
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -90,13 +101,18 @@ def _refuse(problems: Sequence[str]) -> None:
         raise ConfigError("\n".join([*problems[:_MOST_ERRORS], *more]))
 
 
-def _read_toml(path: Path) -> Table:
+def _read_file(path: Path) -> bytes:
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); check the path") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; give a TOML file") from error
+
+
+def _parse_toml(text: bytes, path: Path) -> Table:
+    try:
+        return tomllib.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: not UTF-8; save it as UTF-8") from error
@@ -109,15 +125,21 @@ def _read_toml(path: Path) -> Table:
         raise ConfigError(f"{path}: not TOML that can be read: {error}") from error
 
 
+def _apply(overrides: Sequence[str], values: Table) -> dict[Key, str]:
+    """Change `values`; return the option that gave each changed key."""
+    keys = [_override(values, override) for override in overrides]
+    return {key: f"--set {'.'.join(key)}" for key in keys}
+
+
 def _override(values: Table, override: str) -> Key:
     name, equals, text = override.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not all(key):
-        raise ConfigError(f"-s {name}: expected key=value, such as -s credit.threshold=0.7")
+        raise ConfigError(f"--set {name!r}: expected key=value, such as --set credit.threshold=0.7")
     if text.strip():
-        _put(values, key, _parse_value(text), "-s")
+        _put(values, key, _parse_value(text), "--set")
     else:
-        _table(values, key, "-s").pop(key[-1], None)
+        _table(values, key, "--set").pop(key[-1], None)
     return key
 
 
@@ -137,7 +159,7 @@ def _table(values: Table, key: Key, place: str) -> Table:
     for depth, part in enumerate(key[:-1], 1):
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{place}: {'.'.join(key)}: {'.'.join(key[:depth])} is {_shown(inner)}, not a table")
+            raise ConfigError(f"{place} {'.'.join(key)}: {'.'.join(key[:depth])} is {_shown(inner)}, not a table")
         values = inner
     return values
 
@@ -188,7 +210,14 @@ def _resolve_paths(values: object, places: Places, key: Key, find: Find, above: 
         if len(key) > 1:
             _resolve_paths(values[name], places, key[1:], find, here)
         else:
-            values[name] = _resolve(values[name], partial(find, seen=partial(_from_here, key=here, places=places)))
+            values[name] = _resolve_at(here, values[name], places, find)
+
+
+def _resolve_at(key: Key, value: object, places: Places, find: Find) -> object:
+    try:
+        return _resolve(value, partial(find, seen=partial(_from_here, key=key, places=places)))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{places.name(key)}: this path cannot be used: {_shown(str(error))}") from error
 
 
 def _resolve(value: object, find: Seen) -> object:
@@ -205,33 +234,45 @@ def _from_here(value: str, key: Key, places: Places) -> str:
     """Return a path relative to the current directory if it is below it, else absolute."""
     given = Path(value).expanduser()
     path = places.file.parent / given
-    if places.of(key) == "-s" and given.exists() and not path.exists():
+    if places.option(key) and given.exists() and not path.exists():
         path = given
     # Not resolve(): a link's target need not have the ending that tells the format.
     absolute = Path(os.path.abspath(path))  # noqa: PTH100
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
+_WANTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "must be a list, in [ ]"),
+    "dict_type": "must be a table",
+    "string_type": "must be text, in quotes",
+}
+"""What a value must be, by the type of pydantic's error; for other types, pydantic's own words."""
+
+
 def _problem(details: ErrorDetails, places: Places) -> str:
     """Translate one of pydantic's errors into a message."""
     key = tuple(part for part in details["loc"] if isinstance(part, str))
-    name, place = ".".join(key), places.of(key)
+    place = places.name(key)
     match details["type"]:
         case "extra_forbidden":
-            return f"{place}: {name}: unknown key{_nearest(key)}"
+            return f"{place}: unknown key{_nearest(key)}"
         case "missing":
-            return f"{place}: {name}: missing. {_help(key)}"
+            return f"{place}: missing. {_help(key)}"
         case "value_error":
-            where = f"{place}: {name}" if name else str(place)
-            return f"{where}: {details['msg'].removeprefix('Value error, ')}"
+            return f"{place}: {details['msg'].removeprefix('Value error, ')}"
         case "model_type":
-            return f"{place}: {name} = {_shown(details['input'])}: must be a table, written [{name}]"
-        case "string_type":
-            return f"{place}: {name} = {_shown(details['input'])}: must be text, in quotes"
+            return f"{place} = {_shown(details['input'])}: must be a table, written [{'.'.join(key)}]"
         case "string_pattern_mismatch":
-            return f"{place}: {name} = {_shown(details['input'])}: not allowed. {_help(key)}"
-    wanted = details["msg"].replace("Input should be", "must be").replace("String should have", "must have")
-    return f"{place}: {name} = {_shown(details['input'])}: {wanted}{_guess(details)}"
+            return f"{place} = {_shown(details['input'])}: not allowed. {_help(key)}"
+    return f"{place} = {_shown(details['input'])}: {_wanted(details)}{_guess(details)}"
+
+
+def _wanted(details: ErrorDetails) -> str:
+    own = details["msg"].replace("Input should be", "must be").replace("String should have", "must have")
+    return _WANTED.get(details["type"], own)
 
 
 def _nearest(key: Key) -> str:

@@ -45,7 +45,10 @@ _NO_KEYS = "keys are never written in a config; name an environment variable wit
 
 
 def find_forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tuple[Key, str]]:
-    """Yield key and problem of each secret (never shown), at any depth, and of each number that JSON cannot hold."""
+    """Yield the key of each secret (never shown), at any depth, and of each number that JSON cannot hold.
+
+    The problem beside it is worded to follow the key.
+    """
     for name, value in values.items():
         key = (*above, name)
         if isinstance(value, dict):
@@ -54,9 +57,9 @@ def find_forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tu
             for item in value:
                 yield from find_forbidden({name: item}, above)
         elif isinstance(value, float) and not math.isfinite(value):
-            yield key, f"{'.'.join(key)} = {value}: must be a finite number; leave the key out for its default"
+            yield key, f" = {value}: must be a finite number; leave the key out for its default"
         elif (problem := _find_secret(name, value)) is not None:
-            yield key, f"{'.'.join(key)}: {problem}{_NO_KEYS}"
+            yield key, f": {problem}{_NO_KEYS}"
 
 
 def _find_secret(name: str, value: object) -> str | None:

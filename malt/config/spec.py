@@ -231,9 +231,16 @@ class RunSpec(Declared):
     @model_validator(mode="before")
     @classmethod
     def _holds_no_secret(cls, values: object) -> object:
-        if isinstance(values, Mapping) and (problems := [problem for _, problem in find_forbidden(values)]):
-            raise ValueError("; ".join(problems))
+        if isinstance(values, Mapping) and (found := [*find_forbidden(values)]):
+            raise ValueError("; ".join(f"{'.'.join(key)}{problem}" for key, problem in found))
         return values
+
+    def key_of(self, role: Role, name: str = "model") -> str:
+        """Return the key of a config that holds a role's model; where roles share it, also that of `[model]`."""
+        models = {Role.EVALUATOR: self.evaluator, **{each: self.roles[each] for each in PLAYERS}}
+        own = f"{role}.{name}" if role is Role.EVALUATOR else f"roles.{role}.{name}"
+        is_shared = [model.model for model in models.values()].count(models[role].model) > 1
+        return f"{own} or model.{name}" if is_shared else own
 
     @property
     def key_blocks(self) -> set[str]:

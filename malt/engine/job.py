@@ -9,7 +9,7 @@ from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.rows.selection import token_counter
-from malt.errors import ConfigError
+from malt.errors import ConfigError, named_place
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
 from malt.llm.request import Complete
@@ -95,15 +95,23 @@ def list_models(spec: RunSpec, roles: Collection[Role] = frozenset(Role)) -> lis
     return [each for model in asked for each in (model, *model.backups)]
 
 
+def _key_models(spec: RunSpec) -> Iterator[tuple[str, ModelSpec]]:
+    """Yield the models that a run may call, each with the key of the config that names it."""
+    for role, model in models_asked(spec).items():
+        yield spec.key_of(role), model
+        yield from ((spec.key_of(role, "fallbacks"), backup) for backup in model.backups)
+
+
 def check_models(spec: RunSpec) -> None:
     """Check name, key and weights of every model and fallback without calling it. Raises `ConfigError`."""
     from malt.llm.batch import api
     from malt.llm.provider import call
 
-    for model in list_models(with_weights(spec)):
-        call.check(model, spec.limits)
-        if api.is_asked_in_batches(model, spec):
-            api.check_batchable(model)
+    for key, model in _key_models(with_weights(spec)):
+        with named_place(key):
+            call.check(model, spec.limits)
+            if api.is_asked_in_batches(model, spec):
+                api.check_batchable(model)
     asked = models_asked(spec).values()
     if spec.run.mode == "batch" and not any(api.is_asked_in_batches(model, spec) for model in asked):
         raise ConfigError(

@@ -15,7 +15,7 @@ from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
 from malt.engine.run import SHOWN
-from malt.errors import StoreError
+from malt.errors import StoreError, named_place
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.budget import Usage
 from malt.llm.client.completers import StoreCompleter, measure_usage, read_sample
@@ -259,7 +259,9 @@ def _add_up(rows: Iterable[StoredSample]) -> Usage:
 def _plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:
     spec, count, questions = job.spec, counts[role], len(job.questions)
     requests, completions = _still_to_ask(role, questions, spec, counts)
-    if spec.growth.mode == "adaptive" or not call.takes_siblings(model):
+    with named_place(spec.key_of(role)):
+        has_siblings = call.takes_siblings(model)
+    if spec.growth.mode == "adaptive" or not has_siblings:
         requests = completions
     expected = expect(role, model, spec, counts, requests, completions)
     if spec.growth.mode == "adaptive":

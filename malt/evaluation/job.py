@@ -12,7 +12,7 @@ from malt.config.spec import RunSpec
 from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import Job, check_models, list_models, models_asked
 from malt.engine.plan import Quote, RolePlan, add_quotes, plan
-from malt.errors import ConfigError, QuestionError, VersionError
+from malt.errors import ConfigError, QuestionError, VersionError, named_place
 from malt.evaluation.statistics import questions_needed, smallest_difference
 from malt.evaluation.systems import Lineup, find_baseline, list_lineups, require_evaluate
 from malt.grading.references import check_references
@@ -71,9 +71,10 @@ def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:
 
 def check_systems(job: EvaluationJob) -> None:
     """Check name, key and weights of every model without asking it. Raises `ConfigError`."""
-    distinct = {lineup.spec.roles.model_dump_json(): lineup.spec for lineup in job.lineups}
-    for spec in distinct.values():
-        check_models(spec)
+    distinct = {lineup.spec.roles.model_dump_json(): lineup for lineup in job.lineups}
+    for lineup in distinct.values():
+        with named_place(f"system {lineup.system!r}"):
+            check_models(lineup.spec)
 
 
 def _read_held_out(spec: RunSpec) -> list[Question]:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from malt.config.evaluate import EvaluateSpec, PlayerSpec, SystemSpec
 from malt.config.roles import PLAYERS, Role, Roles, RoleSpec
 from malt.config.spec import GrowthSpec, RunSpec
-from malt.errors import ConfigError
+from malt.errors import ConfigError, named_place
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
 from malt.models.playing import with_weights
 from malt.models.version import open_model
@@ -102,10 +102,10 @@ def _lineups(name: str, system: SystemSpec, spec: RunSpec, evaluate: EvaluateSpe
     cold = {"temperature": evaluate.temperature}
     for seed in evaluate.seeds or (None,):
         played = _cast_system(system, spec, seed, evaluate.chains)
-        yield Lineup(name, seed, "chain", _make_asking_spec(spec, played), roles)
+        yield Lineup(name, seed, "chain", _make_asking_spec(name, spec, played), roles)
         if evaluate.temperature is not None:
             control = with_samples(played.changed(lambda _, own: own.model_copy(update=cold)), 1)
-            yield Lineup(name, seed, "control", _make_asking_spec(spec, control), roles)
+            yield Lineup(name, seed, "control", _make_asking_spec(name, spec, control), roles)
 
 
 def _cast_system(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
@@ -129,9 +129,10 @@ def with_samples(roles: Roles, chains: int) -> Roles:
     return roles.changed(lambda role, own: own.model_copy(update={"samples": chains if role is PLAYERS[0] else 1}))
 
 
-def _make_asking_spec(spec: RunSpec, roles: Roles) -> RunSpec:
+def _make_asking_spec(name: str, spec: RunSpec, roles: Roles) -> RunSpec:
     """Return the config of a run with a system's roles, with the digests of its models' weights filled in."""
-    return with_weights(spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None}))
+    with named_place(f"system {name!r}"):
+        return with_weights(spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None}))
 
 
 def mute_absent(lineup: Lineup, complete: Complete) -> Complete:

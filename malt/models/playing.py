@@ -8,7 +8,7 @@ from malt.canonical_json import cached_sha256
 from malt.config.roles import Role, RoleSpec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
-from malt.errors import ConfigError, VersionError
+from malt.errors import ConfigError, VersionError, named_place
 from malt.llm.provider import embedded
 from malt.models.version import ModelVersion, open_model
 
@@ -26,8 +26,13 @@ def with_weights(spec: RunSpec, settings: Settings | None = None) -> RunSpec:
     Raises `ConfigError` where one is missing, or has other weights than the spec already names.
     """
     place = (settings or Settings()).models_dir
-    roles = spec.roles.changed(lambda role, own: _fill_weights(own, role, place))
-    judge = _fill_weights(spec.evaluator, Role.EVALUATOR, place)
+
+    def fill(role: Role, model: M) -> M:
+        with named_place(spec.key_of(role)):
+            return _fill_weights(model, role, place)
+
+    roles = spec.roles.changed(fill)
+    judge = fill(Role.EVALUATOR, spec.evaluator) if "llm" in spec.evaluator.kind else spec.evaluator
     if (roles, judge) == (spec.roles, spec.evaluator):
         return spec
     return spec.model_copy(update={"roles": roles, "evaluator": judge})
@@ -35,9 +40,9 @@ def with_weights(spec: RunSpec, settings: Settings | None = None) -> RunSpec:
 
 def _fill_weights(model: M, role: Role, models_dir: Path) -> M:
     fallbacks = tuple(
-        each.model_copy(update={"model": _identify(each.model, role, models_dir)[0]}) for each in model.fallbacks
+        each.model_copy(update={"model": identify(each.model, role, models_dir)[0]}) for each in model.fallbacks
     )
-    name, weights = _identify(model.model, role, models_dir)
+    name, weights = identify(model.model, role, models_dir)
     if model.weights and weights and weights != model.weights:
         raise ConfigError(f"model {model.model!r} is another one now: its weights are {weights[:12]}…, and were "
                           f"{model.weights[:12]}…")  # fmt: skip
@@ -46,7 +51,7 @@ def _fill_weights(model: M, role: Role, models_dir: Path) -> M:
     return model.model_copy(update={"model": name, "weights": weights or model.weights, "fallbacks": fallbacks})
 
 
-def _identify(model: str, role: Role, models_dir: Path) -> tuple[str, str | None]:
+def identify(model: str, role: Role, models_dir: Path) -> tuple[str, str | None]:
     """Return a model's full name, and the digest of its weights where they are local."""
     named = NAMED.fullmatch(model)
     if named is not None:

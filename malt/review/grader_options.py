@@ -68,7 +68,7 @@ def _declared_grading(config: Path | None, overrides: Sequence[str], otherwise: 
     if config is not None:
         return GraderChoice.of(load_spec(config, overrides))
     if overrides:
-        raise ConfigError(f"-s {overrides[0]}: changes a key of a config, but there is no config; give --config")
+        raise ConfigError(f"--set {overrides[0]}: changes a key of a config, but there is no config; give --config")
     return otherwise
 
 

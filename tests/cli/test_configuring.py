@@ -70,6 +70,10 @@ def test_a_file_without_rows_is_refused(malt: Callable[..., Said], tmp_path: Pat
         ((), "question file: not given, and no terminal to ask on; give it with --questions"),
         (("--questions", "none.csv"), "--questions = none.csv: no such file"),
         (("--questions", "sums.csv", "--question", "Q"), "no column 'Q'; it has: Frage, Antwort"),
+        (
+            ("--questions", "sums.csv", "--answer", "Frage"),
+            "--question and --answer are both Frage; name the column of the reference answer",
+        ),
         (("--questions", "sums.csv", "--grader", "guess"), "--grader guess: no such kind of grader"),
         (("--questions", "sums.csv", "--name", "A B"), "name = "),
     ],
@@ -80,6 +84,37 @@ def test_invalid_arguments_are_refused_and_nothing_is_written(
     code, out, err = malt("init", *arguments)
     assert (code, out) == (2, "")
     assert said in err
+    assert [path.name for path in Path().iterdir()] == ["sums.csv"]
+
+
+def test_a_file_without_a_column_to_propose_is_refused_with_its_columns(
+    malt: Callable[..., Said], tmp_path: Path
+) -> None:
+    (tmp_path / "semicolons.csv").write_text("Frage;Antwort\n2+3?;5\n")
+    code, _, err = malt("init", "--questions", "semicolons.csv")
+    assert code == 2
+    assert "not given, and no terminal to ask on; give it with --answer; the file's columns: Frage;Antwort\n" in err
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            "nonsense",
+            "error: --model: model 'nonsense' names no provider that LiteLLM knows; write it as one of openai/",
+        ),
+        ("nonsense/m", "error: --model: model 'nonsense/m' names no provider"),
+        ("embeddedly", "error: --model: model 'embeddedly' names no provider"),
+        ("none@v3", "error: --model: model 'none@v3': no model 'none' in "),
+        ("embedded/none.gguf", "error: --model: model 'embedded/none.gguf': there is no file "),
+    ],
+)
+def test_a_model_that_is_not_known_is_refused_before_anything_is_written(
+    malt: Callable[..., Said], model: str, said: str
+) -> None:
+    code, out, err = malt("init", "made/my.toml", "--questions", "sums.csv", "--model", model)
+    assert (code, out) == (2, "")
+    assert err.startswith(said)
     assert [path.name for path in Path().iterdir()] == ["sums.csv"]
 
 

@@ -65,6 +65,16 @@ def test_limit_takes_so_many_of_the_validation_split(config: Path, capsys: pytes
     assert told(capsys, "evaluate", config, "--limit", "2", "-s", "evaluate.chains=1")["questions"] == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "said"), [("nonsense", "'nonsense' names no provider"), ("none@v3", "'none@v3': no model 'none'")]
+)
+def test_a_model_that_is_not_known_is_named_with_its_system_and_role(
+    config: Path, capsys: pytest.CaptureFixture[str], model: str, said: str
+) -> None:
+    assert exit_code(["evaluate", str(config), "-s", f"evaluate.systems.other.verifier.model={model}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: system 'other': roles.verifier.model: model {said}")
+
+
 def test_plan_quotes_an_evaluation_without_asking_and_says_what_it_can_show(
     config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -199,7 +199,12 @@ def test_a_wrong_encoding_names_file_and_line(folder: Path) -> None:
     [
         ("[credit]\nthreshold = 1\n", "credit.threshold = 1: must be less than 1"),
         ("limit = 0\n", "questions.limit = 0: must be greater than or equal to 1"),
-        ('limit = "x"\n', 'questions.limit = "x": must be a valid integer'),
+        ('limit = "x"\n', 'questions.limit = "x": must be a whole number'),
+        ("limit = 2.5\n", "questions.limit = 2.5: must be a whole number"),
+        ('[credit]\nthreshold = "half"\n', 'credit.threshold = "half": must be a number'),
+        ('[dataset]\ngenerator_dpo = "maybe"\n', 'dataset.generator_dpo = "maybe": must be true or false'),
+        ("[evaluate]\nseeds = 3\n", "evaluate.seeds = 3: must be a list, in [ ]"),
+        ("[roles.generator]\nextra = 3\n", "roles.generator.extra = 3: must be a table"),
         ('format = "gsmk"\n', "must be 'auto', 'gsm8k', 'math', 'csqa' or 'plain'; did you mean 'gsm8k'?"),
         ('[evaluator]\nkind = ["exact", "nmber"]\n', "evaluator.kind = \"nmber\": must be 'llm', 'exact'"),
         ('[evaluator]\nkind = "python"\n', "evaluator: kind 'python' and `function = \"module:function\"` go together"),
@@ -227,8 +232,25 @@ def test_a_missing_key_says_what_it_is_for(folder: Path) -> None:
 
 
 def test_an_override_is_named_as_the_place_of_its_error(folder: Path) -> None:
-    assert refusal(SMALLEST, ["credit.threshold=2"]) == "-s: credit.threshold = 2: must be less than 1"
+    assert refusal(SMALLEST, ["credit.threshold=2"]) == "--set credit.threshold = 2: must be less than 1"
+    assert refusal(SMALLEST, ["branching=x"]).startswith("--set branching: unknown key. Allowed: ")
+    assert refusal(SMALLEST, ["growth=ful"]).startswith("--set growth: growth.mode = \"ful\": must be 'full'")
+    assert refusal(SMALLEST, ["limits.max_cost_usd=nan"]).startswith(
+        "--set limits.max_cost_usd = nan: must be a finite"
+    )
     assert refusal(SMALLEST, limit=0).startswith("--limit: questions.limit = 0: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["run.mode=batch", "growth=adaptive"], "configs/sums.toml with --set run.mode, --set growth: growth ="),
+        (["evaluator.kind=python"], "configs/sums.toml with --set evaluator.kind: evaluator: kind 'python' and"),
+        (["credit.threshold=0.7", "evaluator.kind=python"], "configs/sums.toml with --set evaluator.kind: evaluator: "),
+    ],
+)
+def test_an_error_of_a_whole_table_names_the_overrides_in_it(folder: Path, overrides: list[str], place: str) -> None:
+    assert refusal(SMALLEST, overrides).startswith(place)
 
 
 @pytest.mark.parametrize("override", ["credit.threshold", "=1", "credit..threshold=1", "x"])
@@ -237,7 +259,7 @@ def test_an_override_must_be_key_and_value(folder: Path, override: str) -> None:
 
 
 def test_an_override_cannot_go_below_a_plain_value(folder: Path) -> None:
-    assert refusal(SMALLEST, ["name.x=1"]) == '-s: name.x: name is "sums", not a table'
+    assert refusal(SMALLEST, ["name.x=1"]) == '--set name.x: name is "sums", not a table'
 
 
 def test_all_errors_are_listed_up_to_five_and_unknown_keys_first(folder: Path) -> None:
@@ -275,7 +297,7 @@ def test_a_secret_is_refused_without_showing_it(folder: Path, addition: str, key
 
 def test_a_secret_in_an_override_is_refused_without_showing_it(folder: Path) -> None:
     said = refusal(SMALLEST, ["roles.refiner.api_key=hush-hush"])
-    assert said.startswith("-s: roles.refiner.api_key: keys are never written")
+    assert said.startswith("--set roles.refiner.api_key: keys are never written")
     assert "hush" not in said
 
 
@@ -285,11 +307,17 @@ def test_names_that_only_sound_secret_are_allowed_among_free_parameters(folder: 
     assert load(SMALLEST + "[roles.generator.extra]\n" + text).roles.generator.extra == extra
 
 
+def test_a_path_that_cannot_be_in_the_file_is_named_by_its_key(folder: Path) -> None:
+    said = refusal(f'prompts = "~nobody-of-this-name"\n{SMALLEST}')
+    assert said.startswith("configs/sums.toml: prompts: this path cannot be used: ")
+
+
 @pytest.mark.parametrize(
     "value", ["prompts=~nobody-of-this-name", f"prompts={'a' * 5000}", f"questions.source={'a' * 5000}"]
 )
 def test_a_path_that_cannot_be_is_refused(folder: Path, value: str) -> None:
-    assert "a path in it, or in -s, cannot be used" in refusal(SMALLEST, [value])
+    key = value.partition("=")[0]
+    assert refusal(SMALLEST, [value]).startswith(f"--set {key}: this path cannot be used: ")
 
 
 def test_a_file_nested_too_deep_is_refused(folder: Path) -> None:
@@ -298,7 +326,7 @@ def test_a_file_nested_too_deep_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("key", ["roles.generator.temperature", "roles.generator.samples", "questions.limit"])
 def test_true_is_no_number(folder: Path, key: str) -> None:
-    assert f"-s: {key}: is true, and takes neither true nor false" in refusal(SMALLEST, [f"{key}=true"])
+    assert f"--set {key}: is true, and takes neither true nor false" in refusal(SMALLEST, [f"{key}=true"])
 
 
 def test_a_kind_of_grader_that_there_is_not_is_one_error(folder: Path) -> None:
@@ -326,6 +354,36 @@ def test_batch_mode_needs_a_model_that_takes_batches(tmp_path: Path) -> None:
     path.write_text('name = "x"\n[questions]\nsource = "q.jsonl"\n[evaluator]\nkind = "number"\n')
     with pytest.raises(ConfigError, match="no role has a model named openai/"):
         check_models(load_spec(path, ["run.mode=batch"]))
+
+
+def check(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_models(load(text))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ('[model]\nmodel = "nonsense"\n', "roles.generator.model or model.model"),
+        ('[model]\nmodel = "embedded"\n[roles.verifier]\nmodel = "nonsense"\n', "roles.verifier.model"),
+        ('[model]\nmodel = "embedded"\n[evaluator]\nkind = "llm"\nmodel = "nonsense"\n', "evaluator.model"),
+        (
+            '[model]\nmodel = "openai/m"\n[roles.refiner]\nmodel = "embedded"\nfallbacks = ["nonsense"]\n',
+            "roles.refiner.fallbacks",
+        ),
+    ],
+)
+def test_a_model_that_no_provider_knows_is_named_with_its_key(
+    folder: Path, given: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")
+    assert check(SMALLEST + given).startswith(f"{key}: model 'nonsense' names no provider that LiteLLM knows; write it")
+
+
+def test_a_model_version_that_is_missing_is_named_with_its_key(folder: Path) -> None:
+    said = check(f'{SMALLEST}[model]\nmodel = "embedded"\n[roles.verifier]\nmodel = "none@v3"\n')
+    assert said.startswith("roles.verifier.model: model 'none@v3': no model 'none' in ")
 
 
 SHARED = """
@@ -396,4 +454,4 @@ def test_half_an_address_is_refused(folder: Path, address: str) -> None:
 
 def test_a_number_of_many_digits_is_refused(folder: Path) -> None:
     assert "not TOML that can be read" in refusal(f"{SMALLEST}[credit]\nthreshold = {'9' * 100_000}\n")
-    assert refusal(SMALLEST, [f"credit.threshold={'9' * 100_000}"]).startswith("-s: credit.threshold")
+    assert refusal(SMALLEST, [f"credit.threshold={'9' * 100_000}"]).startswith("--set credit.threshold")

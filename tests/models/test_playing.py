@@ -76,6 +76,16 @@ def test_a_version_or_role_that_is_not_there_is_refused(publish: Publish, model:
         with_weights(spec_of(model))
 
 
+def test_a_judge_that_is_not_asked_needs_no_weights(publish: Publish) -> None:
+    publish()
+    one = spec_of("laptop@v1")
+    inherited = one.evaluator.model_copy(update={"model": "laptop@v1", "kind": ("number",)})
+    assert with_weights(one.model_copy(update={"evaluator": inherited})).evaluator == inherited
+    asked = one.model_copy(update={"evaluator": inherited.model_copy(update={"kind": ("llm",)})})
+    with pytest.raises(ConfigError, match=r"evaluator\.model or model\.model: model 'laptop@v1': a judge is not"):
+        with_weights(asked)
+
+
 def test_weights_that_were_changed_or_are_others_than_declared_are_refused(publish: Publish) -> None:
     version = publish()
     with pytest.raises(ConfigError, match="is another one now"):
