@@ -8,6 +8,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -101,8 +102,8 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
         return 2
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
-        message = error.format_message().removesuffix(".")
-        return _report(f"{message}. See: {context.command_path if context else 'malt'} --help", 2, debug=debug)
+        message = re.sub(r"(?<![.?])$", ".", error.format_message())
+        return _report(f"{message} See: {context.command_path if context else 'malt'} --help", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         from malt.engine.signals import MESSAGE
 

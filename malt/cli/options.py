@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within bounds, called so in messages."""
+
+    name = "whole number"
+
+
 def takes_config(command: F) -> F:
     """Add the CONFIG argument to a command, and the options that override its keys."""
     for add in (
-        click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N questions."),
+        click.option("--limit", type=WholeNumber(1), metavar="N", help="Take the first N questions."),
         click.option(
             "-s", "--set", "override", multiple=True, metavar="KEY=VALUE", help="Override a key by dotted path."
         ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from malt.cli import evaluating, summaries, terminal
-from malt.cli.options import F, shows_files, takes_config, takes_json
+from malt.cli.options import F, WholeNumber, shows_files, takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
 from malt.processes import paused_gc
 
@@ -62,7 +62,7 @@ def _check_refresh(refresh: "Sequence[Role]", questions: "Sequence[str]") -> Non
 
 @click.command()
 @takes_config
-@click.option("--pilot", type=click.IntRange(1), metavar="K", help="First grow K questions, and quote from them.")
+@click.option("--pilot", type=WholeNumber(1), metavar="K", help="First grow K questions, and quote from them.")
 @_takes_refresh
 @takes_json
 def plan(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from malt.cli import terminal
-from malt.cli.options import takes_config, takes_json
+from malt.cli.options import WholeNumber, takes_config, takes_json
 from malt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Port of the server and its UI."
+    "--port", type=WholeNumber(1, 65535), default=4200, show_default=True, help="Port of the server and its UI."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--redeploy", is_flag=True, help="Reset all deployments to prefect.yaml, whatever the UI set.")
@@ -57,7 +57,7 @@ def _show_each(checks: Iterable["Check"]) -> Iterator["Check"]:
 @click.command()
 @takes_config
 @click.option("--system", metavar="NAME", help="System of [evaluate.systems]; by default the first.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="Port on 127.0.0.1.")
+@click.option("--port", type=WholeNumber(1, 65535), default=8400, show_default=True, help="Port on 127.0.0.1.")
 def serve(config: Path, override: tuple[str, ...], limit: int | None, system: str | None, port: int) -> None:
     """Serve the trio as one OpenAI-compatible model. On loopback, with a new key, or that in MALT_SERVE_KEY."""
     import os

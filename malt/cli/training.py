@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from malt.cli import evaluating, runs, summaries, terminal
-from malt.cli.options import find_role, takes_config, takes_json, takes_version
+from malt.cli.options import WholeNumber, find_role, takes_config, takes_json, takes_version
 from malt.errors import ConfigError
 from malt.text import count_noun
 
@@ -261,7 +261,7 @@ def _show_origin(origin: "Origin") -> None:
 
 @click.command()
 @takes_config
-@click.option("--rounds", type=click.IntRange(1), metavar="N", help="Total number of rounds; overrides improve.rounds.")
+@click.option("--rounds", type=WholeNumber(1), metavar="N", help="Total number of rounds; overrides improve.rounds.")
 @click.option("--plan", "plans", is_flag=True, help="Quote all rounds; ask and train nothing.")
 @takes_json
 def improve(

@@ -395,7 +395,7 @@ def excerpt(value: object) -> str:
 
 def join_names(columns: Collection[str]) -> str:
     """Join column names for an error message, at most 20 of them."""
-    return list_first([excerpt(name)[1:-1] for name in columns], 20)
+    return list_first([excerpt(name)[1:-1] for name in columns], 20) or "none"
 
 
 _TEXT_READERS: Mapping[str, Callable[[str, str], Iterator[Row]]] = {

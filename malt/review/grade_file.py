@@ -163,7 +163,7 @@ def _rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
 def _read_answer(row: Row, declared: QuestionSource) -> AnswerRow:
     for column in _COLUMNS:
         if column not in row.values:
-            has = join_names(row.values) or "none"
+            has = join_names(row.values)
             raise QuestionError(
                 f"{row.place}: no column {column!r}; it has: {has}; rows need {', '.join(_COLUMNS)}, "
                 f"or say which column it is: --column {column}=NAME"

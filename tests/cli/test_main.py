@@ -127,7 +127,9 @@ def test_a_wrong_command_exits_2_and_says_why(malt: Malt, arguments: list[str], 
         ("roles.generator.samples=none", ["roles.generator.samples", "none"]),
         ("run.tracking=leaf", ["run.tracking", "branch", "shard"]),
         ("questions.source=elsewhere.jsonl", ["elsewhere.jsonl"]),
-        ("prompts=no-such-set", ["no-such-set"]),
+        ("prompts=no-such-set", ["prompts: no prompt set or folder 'no-such-set'"]),
+        ("roles.verifier.model=nonsense", ["roles.verifier.model: model 'nonsense' names no provider"]),
+        ("roles.verifier.model=none@v3", ["roles.verifier.model: model 'none@v3': no model 'none'"]),
     ],
 )
 def test_a_wrong_value_exits_2_and_names_key_and_value(
@@ -136,6 +138,21 @@ def test_a_wrong_value_exits_2_and_names_key_and_value(
     said = malt("plan", config, "-s", override)
     assert said.code == 2
     assert is_error(said, *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ini"], "error: No such command 'ini'. Did you mean 'init'? See: malt --help\n"),
+        (["init", "--nonsense"], "error: No such option '--nonsense'. See: malt init --help\n"),
+        (
+            ["plan", "c.toml", "--limit", "x"],
+            "error: Invalid value for '--limit': 'x' is not a valid whole number. See: malt plan --help\n",
+        ),
+    ],
+)
+def test_a_wrong_command_line_names_the_help_to_read(malt: Malt, arguments: list[str], said: str) -> None:
+    assert malt(*arguments).err == said
 
 
 def test_a_broken_row_is_named_with_its_line(malt: Malt, config: Path) -> None:

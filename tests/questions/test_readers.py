@@ -182,6 +182,7 @@ GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
             "q.json:2: not JSON (Extra data, column 1); one object a line belongs in a .jsonl file",
         ),
         ("q.json", '[\n{"question": }]', "q.json:2: not JSON (Expecting value, column 14)"),
+        ("q.json", "{}", "q.json: no column 'question' or 'problem'; it has: none. Name"),
         ("q.json", '{"data": []}', "q.json: no column 'question' or 'problem'; it has: data"),
         ("q.json", "3", "q.json: holds 3; a .json file must be a list of objects, or one object"),
         ("q.json", '[{"question": "?", "answer": "a"}, 3]', "q.json, row 2: 3 is not an object"),

@@ -56,8 +56,9 @@ def _open_tokenizer(name: str) -> "Tokenizer":
 
     path = Path(name).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
+    is_file = file.is_file() or file.suffix == ".json"
     try:
-        return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
+        return Tokenizer.from_file(str(file)) if is_file else Tokenizer.from_pretrained(name)
     except Exception as error:  # the library raises bare `Exception`
         raise ConfigError(
             f"dataset.tokenizer = {name!r} cannot be loaded ({error}); name a tokenizer.json or a model on the Hub"

@@ -53,6 +53,11 @@ def test_an_invalid_tokenizer_is_a_config_error(tmp_path: Path) -> None:
         token_counter(DatasetSpec(tokenizer=str(tmp_path)))
 
 
+def test_a_missing_tokenizer_file_is_not_looked_up_on_the_hub() -> None:
+    with pytest.raises(ConfigError, match=r"dataset.tokenizer = 'none\.json' cannot be loaded \(No such file"):
+        token_counter(DatasetSpec(tokenizer="none.json"))
+
+
 def test_a_node_s_lengths_are_those_of_its_prompt_and_text() -> None:
     told = measure_lengths(valued(tree_of("q1"), [1] * 27), estimate_tokens)
     for address, node in told.tree.nodes.items():
