@@ -110,6 +110,8 @@ class ScriptedProvider(Served):
     """Number of the first request that waits, with all later ones."""
     key: str | None = None
     """The only API key accepted; None accepts any."""
+    count_tokens: Callable[[str], int] = field(default_factory=lambda: tokens_in)
+    """Tokenizer by which it bills."""
     counts_tokens: bool = True
     """Whether answers contain `usage`."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -251,8 +253,8 @@ class ScriptedProvider(Served):
         return {"index": index, "message": message, "finish_reason": "length" if is_cut else "stop"}
 
     def _usage(self, asked: Asked, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        prompt = tokens_in(asked.prompt)
-        completion = sum(tokens_in("".join(map(str, choice["message"].values()))) for choice in choices)
+        prompt = self.count_tokens(asked.prompt)
+        completion = sum(self.count_tokens("".join(map(str, choice["message"].values()))) for choice in choices)
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return usage if self.cost_usd is None else usage | {"cost": self.cost_usd}
 

@@ -162,6 +162,7 @@ def show_plan(plan: "EvaluationPlan") -> None:
     table.add_row("total", "", "", *summaries.quoted_figures(plan), style="bold")
     terminal.say(f"evaluation: {plan.questions:,} questions; what each system adds to those before it:")
     terminal.say(table)
+    summaries.show_range(plan)
     shown = "; ".join(_list_differences(plan))
     terminal.say(f"smallest difference that {plan.questions:,} questions show with 80 % power: {shown}")
     terminal.say(f"4 points where 20 % of votes differ need {plan.questions_for_4_points:,} questions", style="dim")
@@ -170,7 +171,7 @@ def show_plan(plan: "EvaluationPlan") -> None:
 def _list_differences(plan: "EvaluationPlan") -> Iterator[str]:
     for parted, smallest in plan.smallest_difference.items():
         points = "none" if smallest is None else f"{100 * smallest:.1f} points"
-        yield f"{points} where {parted.replace('%', ' %')} of votes differ"
+        yield f"{points} where {parted} of votes differ"
 
 
 def show(reference: str, question_id: str | None, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.engine.build import RunSummary
-    from malt.engine.plan import Plan, Quote
+    from malt.engine.plan import Figures, Plan, Quote
     from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
 
@@ -25,8 +25,7 @@ def show_plan(plan: "Plan") -> None:
     again = f", {' and '.join(plan.refresh)} again, with texts that may depend on it" if plan.refresh else ""
     terminal.say(f"{plan.dataset}: {count_noun(plan.questions, 'question')}; still to be asked{again}:")
     terminal.say(table)
-    if ranges := _describe_ranges(plan):
-        terminal.say(f"the total may be anywhere in {ranges}")
+    show_range(plan)
     for gate, count in plan.excluded.items():
         terminal.say(f"{count_noun(count, 'question')} will give no training rows: {gate} in [dataset]")
     modes = {"direct": "", "batch": ", in batches"}
@@ -47,9 +46,26 @@ def quoted_figures(quoted: "Quote") -> Iterator[str]:
     yield terminal.format_dollars(quoted.cost_usd)
 
 
-def _describe_ranges(plan: "Plan") -> str:
+def show_range(quoted: "Quote") -> None:
+    """Print the likely range of a quote's total and its upper bound, if anything is still to be asked."""
+    if not quoted.completions:
+        return
+    if ranges := _describe_ranges(quoted):
+        terminal.say(f"the total is likely {ranges}")
+    terminal.say(_describe_most(quoted.most))
+
+
+def _describe_most(most: "Figures | None") -> str:
+    if most is None:
+        return "it has no upper bound: a role has no max_tokens"
+    cost = "" if most.cost_usd == 0 else f", cost {terminal.format_dollars(most.cost_usd)}"
+    tokens = f"{most.prompt_tokens:,} tokens in, {most.completion_tokens:,} out"
+    return f"and at most {tokens}{cost}, if no request is repeated"
+
+
+def _describe_ranges(quoted: "Quote") -> str:
     """Write the ranges of tokens and cost, leaving out those of one figure."""
-    low, high, dollars = plan.low, plan.high, terminal.format_dollars
+    low, high, dollars = quoted.low, quoted.high, terminal.format_dollars
     found = [
         (low.prompt_tokens, high.prompt_tokens, f"{low.prompt_tokens:,}-{high.prompt_tokens:,} tokens in"),
         (low.completion_tokens, high.completion_tokens, f"{low.completion_tokens:,}-{high.completion_tokens:,} out"),

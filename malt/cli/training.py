@@ -314,6 +314,7 @@ def _show_improvement_plan(quoted: "ImprovementPlan") -> None:
             table.add_row(f"{when}: {step}", *summaries.quoted_figures(part))
     table.add_row(f"{count_noun(quoted.rounds, 'round')} at most", *summaries.quoted_figures(quoted), style="bold")
     terminal.say(table)
+    summaries.show_range(quoted)
     terminal.say("time and memory of training: malt train VERSION --plan", style="dim")
 
 

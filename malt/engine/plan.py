@@ -1,6 +1,7 @@
 """Plan: requests, tokens and cost that a run still needs, given the samples in the store. Makes no model call."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
-from malt.engine.run import SHOWN
+from malt.engine.run import judged_roles, most_for_role, shown_roles, unwritten_prompt
 from malt.errors import StoreError, named_place
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.budget import Usage
-from malt.llm.client.completers import StoreCompleter, measure_usage, read_sample
+from malt.llm.client.completers import StoreCompleter, group_runs, measure_usage, read_sample
 from malt.llm.provider import call
-from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
+from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, Message, RequestFailed
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
@@ -53,8 +54,10 @@ class Range(NamedTuple):
 
 _NOTHING = Range(0, 0, 0)
 
-_CHARACTERS_PER_TOKEN = Range(5, 4, 3)
-"""Assumed characters per prompt token, typical of English prose and code."""
+_BYTES_PER_TOKEN = Range(5, 4, 3)
+"""Assumed UTF-8 bytes per prompt token, typical of English prose and code."""
+_TOKENS_PER_MESSAGE = Range(3, 5, 8)
+"""Assumed tokens that the chat template adds to a message: OpenAI's models 3 or 4, ChatML 5."""
 _SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
 """Assumed length of a completion, as a share of max_tokens."""
 
@@ -82,9 +85,10 @@ def each_takes(totals: Sequence[Total], questions: int) -> Range:
     return Range(max(0.0, mean - half), mean, mean + half)
 
 
-def _tokens_of(characters: float) -> Range:
-    """Return the assumed number of tokens of a prompt with this number of characters."""
-    return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
+def _count_tokens(messages: Sequence[Message]) -> Range:
+    """Return the assumed number of tokens of a prompt."""
+    size = sum(len(message.content.encode()) for message in messages)
+    return Range(*(size / each for each in _BYTES_PER_TOKEN)).plus(_TOKENS_PER_MESSAGE.times(len(messages)))
 
 
 class Figures(Recorded):
@@ -97,7 +101,7 @@ class Figures(Recorded):
 
 
 class Quote(Figures):
-    """Requests, tokens and cost still needed: expected, and both ends of the range."""
+    """Requests, tokens and cost still needed: expected, both ends of the likely range, and the most they can be."""
 
     requests: int
     """Requests still to be sent; siblings share a request where the provider allows it."""
@@ -107,6 +111,9 @@ class Quote(Figures):
     """Completions in the store already."""
     low: Figures
     high: Figures
+    most: Figures | None
+    """Upper bound if no request is repeated; None where a role has no `max_tokens`. The cost is at listed prices, or
+    None where one is not listed or the provider charged more."""
 
 
 class RolePlan(Quote):
@@ -133,23 +140,29 @@ class Plan(Quote):
 
 @dataclass
 class Count:
-    """Samples of one role in the store, and the size of the prompts rendered so far."""
+    """Samples of one role in the store, by question, and the size of the prompts rendered so far."""
 
-    whole_requests: int = 0
-    """Requests whose samples are all stored."""
     prompts: int = 0
-    prompt_characters: int = 0
-    completions: int = 0
+    prompt_tokens: Range = _NOTHING
+    """Assumed tokens of these prompts."""
+    saved_requests: Counter[str] = field(default_factory=Counter)
+    """Requests that need not be sent; negative where the missing samples of one request need several."""
+    completions: Counter[str] = field(default_factory=Counter)
     seen: dict[str, Usage] = field(default_factory=dict)
     """Usage of the stored completions whose tokens the provider counted, by question."""
     others: Usage = field(default_factory=Usage)
     """Usage of the same role and model with other prompts or settings, if `seen` is empty."""
-    missing: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
     """Samples that the replay asked for and the store lacks."""
-    grown: int = 0
-    """Nodes of the complete trees."""
-    grown_in_full: int = 0
-    """Nodes that these trees would have if they were grown in full."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Nodes that adaptive growth left out, for each complete tree."""
+
+
+class _Missing(NamedTuple):
+    """Requests and completions that one question still needs from a role."""
+
+    requests: int
+    completions: int
 
 
 class _CountingCompleter(StoreCompleter):
@@ -163,14 +176,15 @@ class _CountingCompleter(StoreCompleter):
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         count = self.counts[request.role]
         count.prompts += 1
-        count.prompt_characters += sum(len(message.content) for message in request.messages)
+        count.prompt_tokens = count.prompt_tokens.plus(_count_tokens(request.messages))
+        missing = self.missing(request)
+        count.missing[request.question_id] += len(missing)
+        count.saved_requests[request.question_id] += 1 - len(group_runs(missing))
         try:
             completions = await super().__call__(request)
         except RequestFailed as failure:
             self._add(count, request, failure.completed.values())
-            count.missing += request.count - len(failure.completed)
             raise
-        count.whole_requests += 1
         self._add(count, request, completions)
         return completions
 
@@ -178,7 +192,7 @@ class _CountingCompleter(StoreCompleter):
         new = [completion for completion in completions if completion.key not in self._counted]
         self._counted.update(completion.key for completion in new)
         for completion in new:
-            count.completions += 1
+            count.completions[request.question_id] += 1
             if completion.completion_tokens is not None:
                 count.seen.setdefault(request.question_id, Usage()).add(measure_usage(completion))
 
@@ -196,13 +210,15 @@ def plan(job: Job, store: Store, refresh: Collection[Role] = ()) -> Plan:
 
 
 def add_quotes(parts: Collection[Quote]) -> dict[str, Any]:
-    """Add up quotes, and the ends of their ranges; return the fields of the sum."""
+    """Add up quotes, the ends of their ranges and their bounds; return the fields of the sum."""
+    bounds = [part.most for part in parts]
     counts = ("requests", "completions", "stored_completions")
     return {
         **{name: sum(getattr(part, name) for part in parts) for name in counts},
         **_add_figures(parts).model_dump(),
         "low": _add_figures([part.low for part in parts]),
         "high": _add_figures([part.high for part in parts]),
+        "most": None if None in bounds else _add_figures([bound for bound in bounds if bound is not None]),
     }
 
 
@@ -235,8 +251,8 @@ def _count_stored(job: Job, store: Store, refresh: Collection[Role] = ()) -> dic
 
 def _count_grown(counts: Mapping[Role, Count], tree: Tree, spec: RunSpec) -> None:
     for role, nodes in nodes_per_question(spec).items():
-        counts[role].grown += sum(address.role is role for address in tree.nodes)
-        counts[role].grown_in_full += nodes
+        grown = sum(address.role is role for address in tree.nodes)
+        counts[role].left_out[tree.question.question_id] = nodes - grown
 
 
 def _count_others(counts: Mapping[Role, Count], rows: Collection[StoredSample], spec: RunSpec) -> None:
@@ -257,42 +273,72 @@ def _add_up(rows: Iterable[StoredSample]) -> Usage:
 
 
 def _plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:
-    spec, count, questions = job.spec, counts[role], len(job.questions)
-    requests, completions = _still_to_ask(role, questions, spec, counts)
-    with named_place(spec.key_of(role)):
-        has_siblings = call.takes_siblings(model)
-    if spec.growth.mode == "adaptive" or not has_siblings:
-        requests = completions
-    expected = expect(role, model, spec, counts, requests, completions)
+    spec, missing = job.spec, _find_missing(role, job, counts)
+    requests, completions = (sum(numbers) for numbers in zip(_Missing(0, 0), *missing.values(), strict=True))
+    expected = expect(role, model, job, counts, requests, completions)
     if spec.growth.mode == "adaptive":
         expected = _scale_to_share(expected, _grown_share(role, spec, counts))
+    most = _bound(role, model, job, missing, expected)
     low, expectation, high = figures_of(expected)
     return RolePlan(
         model=model.model,
         mode="batch" if is_asked_in_batches(model, spec) else "direct",
         requests=requests,
         completions=completions,
-        stored_completions=count.completions,
+        stored_completions=counts[role].completions.total(),
         **expectation.model_dump(),
         low=low,
-        high=high,
+        high=_cut(high, most),
+        most=most,
         basis=expected.basis,
     )
 
 
-def _still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role, Count]) -> tuple[int, int]:
-    """Return the numbers of requests and completions that a role still needs.
+def _find_missing(role: Role, job: Job, counts: Mapping[Role, Count]) -> dict[str, _Missing]:
+    """Return the requests and completions that a role still needs, by question.
 
     The judge needs one of each for a node: exactly, for existing nodes that the graders before it left open; at most,
     for nodes still to grow. With adaptive growth the numbers are upper limits for all roles.
     """
-    count, nodes = counts[role], nodes_per_question(spec)
-    if role is not Role.EVALUATOR:
-        requests = questions * requests_per_question(spec)[role] - count.whole_requests
-        return requests, questions * nodes[role] - count.completions - count.grown_in_full + count.grown
-    judged = PLAYERS if spec.evaluator.scope == "all" else PLAYERS[-1:]
-    to_grow = sum(_still_to_ask(player, questions, spec, counts)[1] for player in judged)
-    return to_grow + count.missing, to_grow + count.missing
+    spec, count, ids = job.spec, counts[role], [question.question_id for question in job.questions]
+    if role is Role.EVALUATOR:
+        to_grow = [_find_missing(judged, job, counts) for judged in judged_roles(spec)]
+        judgements = {each: sum(of[each].completions for of in to_grow) + count.missing[each] for each in ids}
+        return {each: _Missing(number, number) for each, number in judgements.items()}
+    requests, nodes = requests_per_question(spec)[role], nodes_per_question(spec)[role]
+    completions = {each: nodes - count.completions[each] - count.left_out[each] for each in ids}
+    with named_place(spec.key_of(role)):
+        has_siblings = call.takes_siblings(spec.roles[role])
+    if spec.growth.mode == "adaptive" or not has_siblings:
+        return {each: _Missing(number, number) for each, number in completions.items()}
+    return {each: _Missing(requests - count.saved_requests[each], completions[each]) for each in ids}
+
+
+def _bound(
+    role: Role, model: ModelSpec, job: Job, missing: Mapping[str, _Missing], expected: "_Expected"
+) -> Figures | None:
+    """Return the most that a role's missing requests can use; None where a text has no bound."""
+    asked = [question for question in job.questions if missing[question.question_id].completions]
+    writers = [model, *(job.spec.roles[shown] for shown in shown_roles(role, job.spec))]
+    if asked and not all(writer.max_tokens for writer in writers):
+        return None
+    most = Usage()
+    for question in asked:
+        most.add(most_for_role(role, model, question, job.spec, job.prompts, *missing[question.question_id]))
+    cost = None if expected.exceeds_list else most.cost_usd
+    return Figures(prompt_tokens=most.prompt_tokens, completion_tokens=most.completion_tokens, cost_usd=cost)
+
+
+def _cut(high: Figures, most: Figures | None) -> Figures:
+    """Cut the upper end of a range where it lies above the bound."""
+    if most is None:
+        return high
+    costs = [each.cost_usd for each in (high, most) if each.cost_usd is not None]
+    return Figures(
+        prompt_tokens=min(high.prompt_tokens, most.prompt_tokens),
+        completion_tokens=min(high.completion_tokens, most.completion_tokens),
+        cost_usd=None if high.cost_usd is None else min(costs),
+    )
 
 
 class _Expected(NamedTuple):
@@ -302,34 +348,38 @@ class _Expected(NamedTuple):
     completion: Range
     cost: Range | None
     basis: str
+    exceeds_list: bool = False
+    """Whether the provider charged more than the listed prices."""
 
 
 def _grown_share(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
     """Return the share of full trees that adaptive growth asks for: its minimum, its share so far, and all."""
     player = PLAYERS[-1] if role is Role.EVALUATOR else role
     count, nodes = counts[player], nodes_per_question(spec)
-    so_far = count.grown / count.grown_in_full if count.grown_in_full else 1.0
+    in_full = nodes[player] * len(count.left_out)
+    so_far = 1 - count.left_out.total() / in_full if in_full else 1.0
     return Range(nodes[PLAYERS[0]] / nodes[player], so_far, 1.0)
 
 
 def _scale_to_share(expected: _Expected, share: Range) -> _Expected:
-    return _Expected(
-        expected.prompt.shared(share),
-        expected.completion.shared(share),
-        None if expected.cost is None else expected.cost.shared(share),
-        f"{expected.basis}; adaptive growth asks for {share.low:.0%} to all of it, so far {share.expected:.0%}",
+    least, so_far = (f"{100 * part:.0f} %" for part in (share.low, share.expected))
+    return expected._replace(
+        prompt=expected.prompt.shared(share),
+        completion=expected.completion.shared(share),
+        cost=None if expected.cost is None else expected.cost.shared(share),
+        basis=f"{expected.basis}; adaptive growth asks for {least} to all of it, so far {so_far}",
     )
 
 
 def expect(
-    role: Role, model: ModelSpec, spec: RunSpec, counts: Mapping[Role, Count], requests: int, completions: int
+    role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count], requests: int, completions: int
 ) -> _Expected:
     """Estimate from the stored completions of this config, else from assumptions."""
-    seen = list(counts[role].seen.values())
+    spec, seen = job.spec, list(counts[role].seen.values())
     if not completions:
         return _Expected(_NOTHING, _NOTHING, _NOTHING, "all of it is stored")
     if not seen:
-        prompt, completion = _assume_prompt_tokens(role, spec, counts), _assume_completion_tokens(model, counts[role])
+        prompt, completion = _assume_prompt_tokens(role, job, counts), _assume_completion_tokens(model, counts[role])
         basis = _describe_assumption(model, counts[role].others)
         return priced(model, spec, prompt.times(requests), completion.at_most(longest(model)).times(completions), basis)
     questions = ceil(completions * len(seen) / sum(one.completions for one in seen))
@@ -342,7 +392,9 @@ def expect(
     are_mixed = is_asked_in_batches(model, spec) and expected.cost is not None  # stored costs may be of direct requests
     if are_mixed or len(costs) < len(seen):
         return expected
-    return expected._replace(cost=each_takes(costs, questions).times(completions))
+    cost = each_takes(costs, questions).times(completions)
+    exceeds = expected.cost is not None and cost.expected > expected.cost.expected * (1 + 1e-9)
+    return expected._replace(cost=cost, exceeds_list=exceeds)
 
 
 def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> _Expected:
@@ -372,7 +424,7 @@ def _describe_assumption(model: ModelSpec, others: Usage) -> str:
         mean, stored = others.completion_tokens / others.completions, f"{others.completions} stored ones"
         length = f"{mean:.0f} tokens a completion, the mean of {stored} to other prompts or with other settings, "
         length += "from half to twice that"
-    return f"assumed: {length}; 3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from their usage"
+    return f"assumed: {length}; 3 to 5 bytes a token. `--pilot 10` asks ten questions and quotes from their usage"
 
 
 def longest(model: ModelSpec) -> int:
@@ -386,12 +438,13 @@ def _assume_completion_tokens(model: ModelSpec, count: Count) -> Range:
     return each_takes(totals, len(totals)) if totals else _SHARE_OF_MAX_TOKENS.times(longest(model))
 
 
-def _assume_prompt_tokens(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
-    """Return the expected tokens of one prompt: from rendered ones, else the generator's plus the texts it contains."""
+def _assume_prompt_tokens(role: Role, job: Job, counts: Mapping[Role, Count]) -> Range:
+    """Return the expected tokens of one prompt: from rendered ones, else an unwritten one and the texts to come."""
     count = counts[role]
     if count.prompts:
-        return _tokens_of(count.prompt_characters / count.prompts)
-    first = counts[PLAYERS[0]]
-    question = _tokens_of(first.prompt_characters / max(first.prompts, 1))
-    shown = (_assume_completion_tokens(spec.roles[above], counts[above]) for above in SHOWN[role])
-    return reduce(Range.plus, shown, question)
+        return count.prompt_tokens.times(1 / count.prompts)
+    unwritten = (_count_tokens(unwritten_prompt(role, question, job.prompts)) for question in job.questions)
+    own = reduce(Range.plus, unwritten, _NOTHING).times(1 / max(len(job.questions), 1))
+    sources = PLAYERS[-1:] if role is Role.EVALUATOR else shown_roles(role, job.spec)
+    shown = (_assume_completion_tokens(job.spec.roles[above], counts[above]) for above in sources)
+    return reduce(Range.plus, shown, own)

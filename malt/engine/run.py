@@ -1,6 +1,6 @@
 """Run: one execution of a job, in one or more processes; its session, and the worst-case cost of a tree under a cap."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,8 +11,9 @@ from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, ModelSpec, Role, slots_of
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
+from malt.grading.judge import REPAIR_TOKENS, JudgeReply
 from malt.llm.batch.api import is_asked_in_batches
-from malt.llm.budget import Amount, Tally, estimate_worst_case
+from malt.llm.budget import Amount, Tally, Usage, most_prompt_tokens
 from malt.llm.client.completers import EVERY_ROLE, SessionCompleter, make_completer
 from malt.llm.client.session import Session, open_session
 from malt.llm.provider import call
@@ -95,10 +96,6 @@ def merge(parts: Iterable[Filled]) -> Filled:
     )
 
 
-SHOWN = {role: PLAYERS[:depth] for depth, role in enumerate(PLAYERS)} | {Role.EVALUATOR: PLAYERS[-1:]}
-"""Roles whose texts each role's prompt contains."""
-
-
 def admit_trees(ask: SessionCompleter, spec: RunSpec, prompts: PromptSet) -> Admit:
     """Return the admission check of a tree: it waits for room under the caps, if there are any."""
     if not spec.limits.capped:
@@ -108,25 +105,73 @@ def admit_trees(ask: SessionCompleter, spec: RunSpec, prompts: PromptSet) -> Adm
 
 def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return the worst-case usage of a whole tree: every text has its maximum length, and every leaf is judged."""
-    parts = [_most_for_role(role, model, question, spec, prompts) for role, model in models_asked(spec).items()]
-    return Amount(sum(part.usd for part in parts), sum(part.tokens for part in parts))
+    nodes, requests = nodes_per_question(spec), requests_per_question(spec)
+    judged = sum(nodes[role] for role in judged_roles(spec))
+    parts = [
+        most_for_role(role, model, question, spec, prompts, requests.get(role, judged), nodes.get(role, judged))
+        for role, model in models_asked(spec).items()
+    ]
+    tokens = sum(part.prompt_tokens + part.completion_tokens for part in parts)
+    return Amount(sum(part.cost_usd or 0.0 for part in parts), tokens)
 
 
-def _most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
-    prices = call.find_price(model, batched=is_asked_in_batches(model, spec)) or (0.0, 0.0)
-    nodes = nodes_per_question(spec)
-    completions = nodes.get(role, nodes[PLAYERS[-1]])
-    requests = requests_per_question(spec).get(role, completions) if call.takes_siblings(model) else completions
-    shown = sum(spec.roles[above].max_tokens or 0 for above in SHOWN[role])
-    request = CompletionRequest(role, model, _unwritten_prompt(role, question, prompts), question.question_id)
-    prompt = estimate_worst_case(request, 0, prices)
+def most_for_role(
+    role: Role,
+    model: ModelSpec,
+    question: Question,
+    spec: RunSpec,
+    prompts: PromptSet,
+    requests: int,
+    completions: int,
+) -> Usage:
+    """Return the most that a role's requests for one question can use: every text has its maximum length.
+
+    An earlier text counts `max_tokens` in a later prompt, as its own tokenizer would count it. Every judgement is asked
+    for twice, as after an unreadable reply. Repeated requests (after a time-out, say) are not counted. A text without
+    `max_tokens` counts as empty.
+    """
     longest = model.max_tokens or 0
-    return Amount(
-        requests * (prompt.usd + shown * prices[0]) + completions * longest * prices[1],
-        requests * (prompt.tokens + shown) + completions * longest,
+    request = CompletionRequest(
+        role,
+        model,
+        unwritten_prompt(role, question, prompts),
+        question.question_id,
+        schema=JudgeReply if role is Role.EVALUATOR else None,
     )
+    prompt = most_prompt_tokens(request) + _most_shown(role, spec)
+    samples = 1 if role is Role.EVALUATOR else spec.roles[role].samples
+    sent = requests if all(call.shares_prompt(each, samples) for each in (model, *model.backups)) else completions
+    used = Usage(prompt_tokens=sent * prompt, completion_tokens=completions * longest)
+    if role is Role.EVALUATOR:
+        used.add(Usage(0, 0, 0, sent * (prompt + longest + REPAIR_TOKENS), completions * longest))
+    used.cost_usd = _most_usd(used, model, spec)
+    return used
 
 
-def _unwritten_prompt(role: Role, question: Question, prompts: PromptSet) -> tuple[Message, ...]:
+def _most_usd(used: Usage, model: ModelSpec, spec: RunSpec) -> float | None:
+    """Return the cost at the listed prices, or at those of the dearest fallback; None where one is not listed."""
+    batched = is_asked_in_batches(model, spec)
+    prices = [call.find_price(model, batched=batched), *map(call.find_price, model.backups)]
+    costs = [used.prompt_tokens * each.prompt + used.completion_tokens * each.completion for each in prices if each]
+    return max(costs) if len(costs) == len(prices) else None
+
+
+def shown_roles(role: Role, spec: RunSpec) -> Sequence[Role]:
+    """Return the roles whose texts a role's prompts contain: all at once, or for the judge one of them."""
+    return judged_roles(spec) if role is Role.EVALUATOR else PLAYERS[: PLAYERS.index(role)]
+
+
+def judged_roles(spec: RunSpec) -> Sequence[Role]:
+    return PLAYERS if spec.evaluator.scope == "all" else PLAYERS[-1:]
+
+
+def _most_shown(role: Role, spec: RunSpec) -> int:
+    """Return the most tokens of earlier roles' texts in one prompt."""
+    lengths = [spec.roles[shown].max_tokens or 0 for shown in shown_roles(role, spec)]
+    return max(lengths) if role is Role.EVALUATOR else sum(lengths)
+
+
+def unwritten_prompt(role: Role, question: Question, prompts: PromptSet) -> tuple[Message, ...]:
+    """Return a role's prompt with empty texts of the earlier roles."""
     known = {"question": question.question, "ground_truth": question.ground_truth}
     return prompts.messages(role, **{slot: known.get(slot, "") for slot in slots_of(role)})

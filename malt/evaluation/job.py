@@ -190,7 +190,7 @@ def plan_evaluation(job: EvaluationJob, store: Store, before: Sequence[Evaluatio
     for each in added:
         plans = systems[each.lineup.system].roles
         plans[each.role] = _add_plans(plans[each.role], each.quoted) if each.role in plans else each.quoted
-    found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in _DISCORDANCES}
+    found = {f"{100 * share:.0f} %": smallest_difference(len(job.questions), share) for share in _DISCORDANCES}
     return EvaluationPlan(
         questions=len(job.questions),
         systems=systems,

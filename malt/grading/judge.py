@@ -34,6 +34,9 @@ _REPAIR = (
 )
 """Second and last request after an unreadable reply; it repeats none of the criteria."""
 
+REPAIR_TOKENS = len(_REPAIR.encode()) + 512
+"""Most tokens of that request beside the prompt and the reply; the reason and the keys are short."""
+
 _KEPT_CHARACTERS = 1000
 """Most characters of an unreadable reply that are shown to the judge again and kept in an error."""
 

@@ -5,6 +5,7 @@ before it is begun, so that few trees are left half grown.
 """
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -258,10 +259,23 @@ class Budget:
 
 
 def estimate_worst_case(request: CompletionRequest, samples: int, prices: tuple[float, float]) -> Amount:
-    """Return the most that `samples` of a request can cost, at (prompt, completion) dollars a token.
-
-    A text has at most as many tokens as bytes; each message and the chat template add a few.
-    """
-    prompt = 64 + sum(len(message.content.encode()) + 16 for message in request.messages)
+    """Return the most that `samples` of a request can cost, at (prompt, completion) dollars a token."""
+    prompt = most_prompt_tokens(request)
     completions = samples * (request.model.max_tokens or 0)
     return Amount(prompt * prices[0] + completions * prices[1], prompt + completions)
+
+
+def most_prompt_tokens(request: CompletionRequest) -> int:
+    """Return the most tokens that a request's prompt can have, whatever the tokenizer.
+
+    A text has at most as many tokens as UTF-8 bytes: a tokenizer merges bytes (byte-level BPE, as of GPT-2), or falls
+    back to a token a byte (SentencePiece's `byte_fallback`). Chat templates add about 5 tokens a message, and some a
+    system text; this allows 16 a message and 64 a prompt.
+    """
+    schema = 0 if request.schema is None else _SCHEMA_TOKENS + len(json.dumps(request.schema.model_json_schema()))
+    return 64 + schema + sum(len(message.content.encode()) + 16 for message in request.messages)
+
+
+_SCHEMA_TOKENS = 512
+"""Most tokens around a JSON schema; Anthropic, which takes it as a tool, adds 159 to 530
+(https://docs.anthropic.com/en/docs/tool-use-pricing-and-tokens)."""

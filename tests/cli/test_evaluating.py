@@ -81,7 +81,7 @@ def test_plan_quotes_an_evaluation_without_asking_and_says_what_it_can_show(
     quoted = told(capsys, "plan", config)["evaluation"]
     assert provider.request_count == 0
     assert quoted["requests"] == QUESTIONS * 2 * (1 + 2 * CHAINS)
-    assert quoted["smallest_difference"]["10%"] is None
+    assert quoted["smallest_difference"]["10 %"] is None
     assert quoted["questions_for_4_points"] == 979
     assert exit_code(["plan", str(config)]) == 0
     assert "questions show with 80 % power" in capsys.readouterr().out

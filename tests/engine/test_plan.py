@@ -5,17 +5,21 @@ from collections.abc import Collection
 from pathlib import Path
 from random import Random
 from statistics import fmean
+from typing import Literal
 
 import pytest
 
+from malt.cli.summaries import show_plan
 from malt.config.limits import Limits
 from malt.config.loader import load_spec
-from malt.config.roles import PLAYERS, Role
+from malt.config.questions import QuestionSource
+from malt.config.roles import PLAYERS, Role, Roles, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import RunSpec
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.engine.job import read_job
 from malt.engine.plan import Plan, Range, Total, each_takes, plan
 from malt.engine.runner import rerun_job, run_pilot, spread_evenly
+from malt.llm.budget import Usage
 from malt.llm.client.completers import make_completer, read_sample
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
@@ -23,7 +27,9 @@ from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
 from tests.configs import write_config
+from tests.mishaps import Asked
 from tests.providers import ScriptedProvider
+from tests.specs import write_questions
 
 QUESTIONS = 4
 
@@ -235,6 +241,138 @@ def test_batch_mode_is_quoted_at_batch_prices(config: Path) -> None:
         return quoted.cost_usd
 
     assert cost("run.mode=batch") == pytest.approx(cost() / 2)
+
+
+# The upper bound: full-length texts, on a server that counts a token for every byte.
+
+LISTED = [f"roles.{role}.{key}" for role in PLAYERS for key in ("model=openai/gpt-4o-mini", "max_tokens=64")]
+JUDGED = ["evaluator.model=openai/gpt-4o-mini", "evaluator.max_tokens=64"]
+
+
+def write_at_length(asked: Asked, sample: int) -> str:
+    """Return a text of 64 tokens for a server that counts bytes, and 9 for the message's role; no judge can be read."""
+    return f"{providers.draw(asked, sample)} é Final Answer: {sample}".rjust(54)[-54:]
+
+
+def grow_at_length(spec: RunSpec, provider: ScriptedProvider) -> dict[Role, Usage]:
+    """Make all requests that a spec needs, for the longest texts; return each role's usage."""
+    provider.script, provider.count_tokens = write_at_length, lambda text: len(text.encode())
+    return grow_and_count(spec)
+
+
+def grow_and_count(spec: RunSpec) -> dict[Role, Usage]:
+    """Make all requests that a spec needs; return each role's usage, whether or not all succeeded."""
+    job, session = read_job(spec), open_session(Settings(), Limits())
+    ask = make_completer(session, [question.question_id for question in job.questions])
+    session.run(ask_all(job.questions, TreeInputs(spec, job.prompts, ask)))
+    return ask.tally.roles
+
+
+def assert_bounded(quoted: Plan, used: dict[Role, Usage]) -> None:
+    assert quoted.most is not None
+    assert any(usage.completions for usage in used.values())
+    for role, each in quoted.roles.items():
+        assert each.most is not None
+        assert used[role].prompt_tokens <= each.most.prompt_tokens
+        assert used[role].completion_tokens <= each.most.completion_tokens
+        assert (used[role].cost_usd or 0) <= (each.most.cost_usd or 0)
+
+
+@pytest.mark.parametrize(
+    ("stored", "siblings", "further"),
+    [
+        (0, "honoured", []),
+        (2, "honoured", []),
+        (0, "refused", []),
+        (2, "ignored", []),
+        (0, "honoured", ["growth=adaptive"]),
+        (2, "refused", ["growth=adaptive"]),
+        (0, "honoured", ["prompts=math"]),
+        (2, "ignored", ["evaluator.scope=all"]),
+    ],
+)
+def test_no_run_uses_more_than_the_upper_bound(
+    stored: int,
+    siblings: Literal["honoured", "refused", "ignored"],
+    further: list[str],
+    tmp_path: Path,
+    config: Path,
+    provider: ScriptedProvider,
+) -> None:
+    provider.siblings = siblings
+    judged = write_config(tmp_path, provider, QUESTIONS, judge=True)
+    spec = load_spec(judged, [*LISTED, *JUDGED, *further])
+    if stored:
+        grow_at_length(load_spec(judged, [*LISTED, *JUDGED, *further], limit=stored), provider)
+    quoted = quote(spec)
+    used = grow_at_length(spec, provider)
+    assert used[Role.EVALUATOR].completions > 0
+    assert_bounded(quoted, used)
+
+
+def test_the_bound_holds_for_further_samples_of_stored_nodes(config: Path, provider: ScriptedProvider) -> None:
+    grow_at_length(load_spec(config, LISTED), provider)
+    four = load_spec(config, [*LISTED, *(f"roles.{role}.samples=4" for role in PLAYERS)])
+    assert_bounded(quote(four), grow_at_length(four, provider))
+
+
+def test_the_embedded_model_s_tokens_lie_in_the_likely_range_and_below_the_bound(tmp_path: Path) -> None:
+    embedded = dict.fromkeys(map(str, PLAYERS), RoleSpec(samples=1, max_tokens=32, seed=7))
+    questions = QuestionSource(source=str(write_questions(tmp_path, 1)), format="gsm8k")
+    spec = RunSpec(name="one", questions=questions, roles=Roles(**embedded), evaluator=EvaluatorSpec(kind=("number",)))
+    quoted = quote(spec)
+    used = grow_and_count(spec)
+    assert_bounded(quoted, used)
+    for role in PLAYERS:
+        each = quoted.roles[role]
+        assert each.low.prompt_tokens <= used[role].prompt_tokens <= each.high.prompt_tokens
+
+
+def test_the_bound_takes_the_dearest_fallback_s_price(config: Path) -> None:
+    def bound(*overrides: str) -> float:
+        most = quote(load_spec(config, [*LISTED, *overrides])).most
+        assert most is not None
+        assert most.cost_usd is not None
+        return most.cost_usd
+
+    assert (
+        bound('roles.refiner.fallbacks=["openai/gpt-4o"]')
+        > bound()
+        == bound('roles.refiner.fallbacks=["openai/gpt-4o-mini"]')
+    )
+
+
+def test_there_is_no_bound_where_a_text_has_none(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = load_spec(config)
+    endless = spec.roles.changed(
+        lambda role, model: model.model_copy(update={"max_tokens": None}) if role is Role.VERIFIER else model
+    )
+    quoted = quote(spec.model_copy(update={"roles": endless}))
+    assert [each.most is None for each in quoted.roles.values()] == [False, True, True]
+    show_plan(quoted)
+    assert "it has no upper bound: a role has no max_tokens" in capsys.readouterr().out
+
+
+def test_no_cost_is_promised_where_the_provider_charges_more_than_listed(
+    config: Path, provider: ScriptedProvider
+) -> None:
+    provider.cost_usd = 0.3
+    assert grow(load_spec(config, LISTED, limit=2))
+    quoted = quote(load_spec(config, LISTED))
+    assert quoted.most is not None
+    assert quoted.most.cost_usd is None
+    assert quoted.high.cost_usd is not None
+
+
+def test_the_range_ends_at_the_bound(config: Path, provider: ScriptedProvider) -> None:
+    spec = load_spec(config, LISTED)
+    for stored in (0, 1, 2):
+        if stored:
+            assert grow(load_spec(config, LISTED, limit=stored))
+        for each in quote(spec).roles.values():
+            assert each.most is not None
+            assert each.high.prompt_tokens <= each.most.prompt_tokens
+            assert each.high.completion_tokens <= each.most.completion_tokens
 
 
 # The usage of further completions.

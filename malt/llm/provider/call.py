@@ -196,6 +196,14 @@ def takes_siblings(model: ModelSpec) -> bool:
     return embedded.is_embedded(model.model) or "n" in list_supported(model, find_provider(model))
 
 
+def shares_prompt(model: ModelSpec, count: int) -> bool:
+    """Whether `count` samples are surely billed for one prompt: other servers may refuse `n`, or ignore it."""
+    if embedded.is_embedded(model.model):
+        return count <= embedded.SLOTS
+    provider = find_provider(model)
+    return provider == "openai" and is_own_address(model, provider) and takes_siblings(model)
+
+
 def find_price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
     """Return LiteLLM's listed price of a token, in a direct request or in a batch; None where it lists none."""
     if embedded.is_embedded(model.model):
