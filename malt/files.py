@@ -27,6 +27,8 @@ def make_private(path: Path) -> None:
 
 
 MIB = 2**20
+_DEVICES = (Path("/dev"), Path("/dev/fd"))
+"""Folders of devices. `/dev/stdout` can lead to a regular file; a rename would replace the device itself."""
 
 
 def read_regular_file(path: Path, most_bytes: int) -> bytes:
@@ -91,7 +93,7 @@ def hold_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a new file, then rename it over the old one, or over a link. Raises `OSError` for a folder or a device."""
-    if (path.exists() and not path.is_file()) or path.absolute().is_relative_to("/dev"):
+    if (path.exists() and not path.is_file()) or path.absolute().parent in _DEVICES:
         raise OSError(errno.EINVAL, f"{path} is not a regular file")
     mode = path.stat().st_mode if path.is_file() else None
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")

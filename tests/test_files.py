@@ -16,6 +16,6 @@ def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
 
 
 def test_a_device_or_folder_is_not_replaced(tmp_path: Path) -> None:
-    for path in (Path("/dev/malt-is-not-there"), tmp_path):
+    for path in (Path("/dev/malt-is-not-there"), Path("/dev/fd/1"), tmp_path):
         with pytest.raises(OSError, match="is not a regular file"):
             replace_text(path, "text")

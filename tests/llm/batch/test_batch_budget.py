@@ -114,7 +114,7 @@ def with_direct(spec: RunSpec, provider: BatchProvider, role: str) -> RunSpec:
 
 def test_direct_requests_count_for_a_resumed_run(provider: BatchProvider, spec: RunSpec) -> None:
     one_tree = spec.model_copy(update={"questions": spec.questions.model_copy(update={"limit": 1})})
-    suspended = batched(capped(with_direct(one_tree, provider, "verifier"), 0.5), wait=False)
+    suspended = batched(capped(with_direct(one_tree, provider, "verifier"), 0.2), wait=False)
     provider.stages = ["in_progress", "completed"]
     provider.cost_usd = (suspended.limits.max_cost_usd or 0) / 14
     for number in range(30):
