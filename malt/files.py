@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,11 @@ def _refuse_links(path: Path) -> None:
     for part in (path,) if path.is_absolute() else (path, *path.parents):
         if part.is_symlink():
             raise OSError(errno.ELOOP, f"{part} is a link; name the file that it leads to")
+
+
+def is_full(folder: Path) -> bool:
+    """Whether a folder's file system has less than a MiB of room left."""
+    return shutil.disk_usage(folder).free < MIB
 
 
 class FileLock:

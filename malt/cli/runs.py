@@ -276,7 +276,7 @@ async def _await_flow(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # n
 def describe_loss(server: "Server", error: Exception) -> str:
     """Return the message that Prefect's server was lost while a flow ran."""
     lost = f"Prefect's server at {server.api_url} no longer answers this run: {error}"
-    return f"{' '.join(lost.split())}. What was paid for is in the store: {server.when_lost}"
+    return f"{' '.join(lost.split())}. Replies in the store are kept: {server.when_lost}"
 
 
 def _finish(summary: "RunSummary", *, files: bool, as_json: bool) -> int:

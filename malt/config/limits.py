@@ -21,6 +21,7 @@ class Limits(Declared):
     tokens_per_minute: float | None = Field(None, gt=0)
     """Most tokens per minute, prompt and completion together, per endpoint. Empty: no limit."""
     _sharers: int = PrivateAttr(1)
+    _whole: "Limits | None" = PrivateAttr(None)
 
     @property
     def capped(self) -> bool:
@@ -37,6 +38,11 @@ class Limits(Declared):
     def sharers(self) -> int:
         """Number of processes with such a share; limits that an endpoint reports are for all of them together."""
         return self._sharers
+
+    @property
+    def whole(self) -> "Limits":
+        """The limits that these are a share of, or these."""
+        return self._whole or self
 
     def shares(self, processes: int, workers: int = 1) -> "tuple[Limits, ...]":
         """Split the limits among at most `most_shares` processes, so that their sum stays within them.
@@ -58,13 +64,15 @@ class Limits(Declared):
         def whole(limit: float | None) -> int | None:
             return None if limit is None else int(limit) // processes + (number < int(limit) % processes)
 
-        return Limits(
+        share = Limits(
             max_cost_usd=None if self.max_cost_usd is None else self.max_cost_usd / accounts,
             max_tokens_total=None if self.max_tokens_total is None else self.max_tokens_total // accounts,
             max_in_flight=whole(self.max_in_flight) or 1,
             requests_per_minute=whole(self.requests_per_minute) or part(self.requests_per_minute),
             tokens_per_minute=part(self.tokens_per_minute),
         ).among(processes)
+        share._whole = self
+        return share
 
     def among(self, processes: int) -> "Limits":
         """Return a copy that is marked as one of `processes` shares."""

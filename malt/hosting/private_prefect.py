@@ -24,7 +24,7 @@ from urllib.error import HTTPError
 
 from malt.config.secret_scan import redact
 from malt.errors import ConfigError
-from malt.files import PRIVATE_FOLDER, make_private_folder
+from malt.files import PRIVATE_FOLDER, is_full, make_private_folder
 from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_string, warn_if_open
 from malt.processes import Restarts
 
@@ -186,6 +186,8 @@ class PrefectServer:
     @property
     def when_lost(self) -> str:
         """Advice if the server was lost for good during a run."""
+        if is_full(self._home):
+            return f"the disk of {self._home} is full; make room, and run again"
         return f"run again ({self.log} has the server's last messages)"
 
     @property

@@ -113,15 +113,21 @@ MeteredT = TypeVar("MeteredT", bound=Metered)
 class _Cap:
     """One cap, with the amounts spent, held and promised under it, in whole units."""
 
-    def __init__(self, cap: float | None, units: int, key: str, written: str) -> None:
+    def __init__(self, limits: Limits, key: str, units: int, written: str) -> None:
+        cap, self._whole_cap = getattr(limits, key), getattr(limits.whole, key)
         self.cap = math.inf if cap is None else math.floor(cap * units)
         self.spent = self.held = self.promised = 0
         self.units, self._key, self._written = units, key, written
+        self._is_share = limits.whole is not limits
 
     def refusal(self, amount: int) -> str:
-        spent, next_one = (self._written.format(units / self.units) for units in (self.spent, amount))
-        reached = f"{self._key} = {self.cap / self.units:g} is reached: {spent} are spent"
-        return f"{reached}, the next request may take {next_one}; raise it and run again to go on"
+        """Say that a request of this size does not fit under the cap, which is named as the config gives it."""
+        share, spent, size = (self._written.format(units / self.units) for units in (self.cap, self.spent, amount))
+        cap = f"limits.{self._key} = {self._whole_cap:.15g}"
+        cap += f", of which this process may spend {share}," if self._is_share else ""
+        if amount > self.cap:
+            return f"{cap} is too small for the next request, which may take {size}; raise it and run again"
+        return f"{cap} is reached: {spent} are spent, the next request may take {size}; raise it and run again to go on"
 
 
 class Budget:
@@ -129,8 +135,8 @@ class Budget:
 
     def __init__(self, limits: Limits) -> None:
         self._accounts = (
-            _Cap(limits.max_cost_usd, _PICO, "limits.max_cost_usd", "{:.4f} USD"),
-            _Cap(limits.max_tokens_total, 1, "limits.max_tokens_total", "{:,.0f} tokens"),
+            _Cap(limits, "max_cost_usd", _PICO, "{:.4f} USD"),
+            _Cap(limits, "max_tokens_total", 1, "{:,.0f} tokens"),
         )
         self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
         self._trees = 0

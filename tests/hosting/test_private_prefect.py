@@ -185,8 +185,8 @@ def test_the_advice_on_a_lost_server_depends_on_its_owner(tmp_path: Path) -> Non
     error, named = ConnectionError("refused"), NamedServer("http://prefect:4200/api")
     own = PrefectServer(tmp_path)
     own.stop()
-    assert describe_loss(named, error).endswith("in the store: run again when it is up")
-    assert f"in the store: run again ({own.log} has" in describe_loss(own, error)
+    assert describe_loss(named, error).endswith("in the store are kept: run again when it is up")
+    assert f"in the store are kept: run again ({own.log} has" in describe_loss(own, error)
 
 
 def test_a_removed_database_s_leftover_journal_does_not_change_the_copy(tmp_path: Path) -> None:

@@ -112,6 +112,21 @@ async def test_the_error_of_a_token_cap_counts_tokens() -> None:
         await budget.pay(Amount(0.0, 991), costing(0.0))
 
 
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(max_tokens_total=500), "limits.max_tokens_total = 500 is too small for the next request"),
+        (
+            Limits(max_tokens_total=5000001).shares(10_000)[0],
+            "limits.max_tokens_total = 5000001, of which this process",
+        ),
+    ],
+)
+async def test_a_cap_below_one_request_is_named_as_the_config_gives_it(limits: Limits, message: str) -> None:
+    with pytest.raises(BudgetSpent, match=f"^{message}.*may take 501 tokens; raise it and run again$"):
+        await Budget(limits).pay(Amount(0.0, 501), costing(0.0))
+
+
 async def test_without_a_cap_everything_is_allowed_and_counted() -> None:
     budget = Budget(Limits())
     await budget.pay(Amount(1.0, 10), costing(1000))

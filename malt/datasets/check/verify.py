@@ -54,6 +54,7 @@ from malt.datasets.version.reading import (
 )
 from malt.errors import VersionError
 from malt.questions.screening import Screening
+from malt.sanitize import fold_lines
 from malt.text import shorten
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
@@ -79,7 +80,7 @@ class _Problems:
     def add(self, file: str, problem: str) -> None:
         self._counts[file] += 1
         if self._counts[file] <= _SHOWN:
-            self._first.setdefault(file, []).append(f"{file}: {problem}")
+            self._first.setdefault(file, []).append(f"{file}: {fold_lines(problem)}")
 
     def extend(self, problems: Iterable[Problem]) -> None:
         for file, problem in problems:

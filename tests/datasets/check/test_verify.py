@@ -150,6 +150,16 @@ def test_a_file_that_is_no_longer_readable_is_named(version: DatasetVersion) -> 
     assert any(line.startswith("trajectories.parquet: cannot be read (") for line in problems)
 
 
+def test_a_problem_is_one_line_whatever_the_library_says(version: DatasetVersion) -> None:
+    path = version.path / "questions.parquet"
+    content = bytearray(path.read_bytes())
+    content[4] ^= 1  # in the header of the first page: Arrow's message has several lines
+    path.write_bytes(content)
+    problems = verify(version)
+    assert any("page header failed. )" in problem for problem in problems)
+    assert not any("\n" in problem for problem in problems)
+
+
 def test_a_missing_file_is_found(version: DatasetVersion) -> None:
     (version.path / "dpo" / "refiner.parquet").unlink()
     assert verify(version) == ["dpo/refiner.parquet: is missing"]
