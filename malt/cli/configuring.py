@@ -133,6 +133,7 @@ def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]
 
 
 def _ask_place(model: str, api_base: str | None, api_key_env: str | None) -> tuple[str, str]:
+    from malt.config.secret_scan import VARIABLE
     from malt.llm.provider.embedded import is_embedded
     from malt.models.playing import NAMED
 
@@ -141,7 +142,7 @@ def _ask_place(model: str, api_base: str | None, api_key_env: str | None) -> tup
     provider = model.partition("/")[0]
     usual = f"{provider.upper().replace('-', '_')}_API_KEY" if api_base is None else ""
     base = api_base if api_base is not None else _ask("Address of its server; empty: its provider's", "", "--api-base")
-    variable = "" if base else usual
+    variable = "" if base or not VARIABLE.fullmatch(usual) else usual
     key = api_key_env
     if key is None:
         key = _ask("Environment variable with the key; empty: none", variable, "--api-key-env")

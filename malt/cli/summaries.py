@@ -52,15 +52,15 @@ def show_range(quoted: "Quote") -> None:
         return
     if ranges := _describe_ranges(quoted):
         terminal.say(f"the total is likely {ranges}")
-    terminal.say(_describe_most(quoted.most))
+    terminal.say(f"{'and' if ranges else 'the total is'} {_describe_most(quoted.most)}")
 
 
 def _describe_most(most: "Figures | None") -> str:
     if most is None:
-        return "it has no upper bound: a role has no max_tokens"
+        return "without an upper bound, as a role has no max_tokens"
     cost = "" if most.cost_usd == 0 else f", cost {terminal.format_dollars(most.cost_usd)}"
     tokens = f"{most.prompt_tokens:,} tokens in, {most.completion_tokens:,} out"
-    return f"and at most {tokens}{cost}, if no request is repeated"
+    return f"at most {tokens}{cost}, if no request is repeated"
 
 
 def _describe_ranges(quoted: "Quote") -> str:

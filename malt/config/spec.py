@@ -238,9 +238,13 @@ class RunSpec(Declared):
     def key_of(self, role: Role, name: str = "model") -> str:
         """Return the key of a config that holds a role's model; where roles share it, also that of `[model]`."""
         models = {Role.EVALUATOR: self.evaluator, **{each: self.roles[each] for each in PLAYERS}}
-        own = f"{role}.{name}" if role is Role.EVALUATOR else f"roles.{role}.{name}"
+        own = f"{self.table_of(role)}.{name}"
         is_shared = [model.model for model in models.values()].count(models[role].model) > 1
         return f"{own} or model.{name}" if is_shared else own
+
+    def table_of(self, role: Role) -> str:
+        """Return the table of a config that is a role's own."""
+        return str(role) if role is Role.EVALUATOR else f"roles.{role}"
 
     @property
     def key_blocks(self) -> set[str]:

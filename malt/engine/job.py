@@ -95,11 +95,12 @@ def list_models(spec: RunSpec, roles: Collection[Role] = frozenset(Role)) -> lis
     return [each for model in asked for each in (model, *model.backups)]
 
 
-def _key_models(spec: RunSpec) -> Iterator[tuple[str, ModelSpec]]:
-    """Yield the models that a run may call, each with the key of the config that names it."""
+def _place_models(spec: RunSpec) -> Iterator[tuple[str, str, ModelSpec]]:
+    """Yield the models that a run may call, each with the key of the config that names it, and where its others are."""
     for role, model in models_asked(spec).items():
-        yield spec.key_of(role), model
-        yield from ((spec.key_of(role, "fallbacks"), backup) for backup in model.backups)
+        yield spec.key_of(role), spec.table_of(role), model
+        fallbacks = spec.key_of(role, "fallbacks")
+        yield from ((fallbacks, fallbacks, backup) for backup in model.backups)
 
 
 def check_models(spec: RunSpec) -> None:
@@ -107,8 +108,10 @@ def check_models(spec: RunSpec) -> None:
     from malt.llm.batch import api
     from malt.llm.provider import call
 
-    for key, model in _key_models(with_weights(spec)):
+    for key, table, model in _place_models(with_weights(spec)):
         with named_place(key):
+            call.check_name(model)
+        with named_place(table):
             call.check(model, spec.limits)
             if api.is_asked_in_batches(model, spec):
                 api.check_batchable(model)

@@ -15,7 +15,7 @@ from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
-from malt.engine.run import judged_roles, most_for_role, shown_roles, unwritten_prompt
+from malt.engine.run import judged_roles, most_for_role, shares_prompts, shown_roles, unwritten_prompt
 from malt.errors import StoreError, named_place
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.budget import Usage
@@ -322,9 +322,11 @@ def _bound(
     writers = [model, *(job.spec.roles[shown] for shown in shown_roles(role, job.spec))]
     if asked and not all(writer.max_tokens for writer in writers):
         return None
-    most = Usage()
+    most, is_shared = Usage(), bool(asked) and shares_prompts(role, model, job.spec)
     for question in asked:
-        most.add(most_for_role(role, model, question, job.spec, job.prompts, *missing[question.question_id]))
+        requests, completions = missing[question.question_id]
+        billed = requests if is_shared else completions
+        most.add(most_for_role(role, model, question, job.spec, job.prompts, billed, completions))
     cost = None if expected.exceeds_list else most.cost_usd
     return Figures(prompt_tokens=most.prompt_tokens, completion_tokens=most.completion_tokens, cost_usd=cost)
 

@@ -11,6 +11,7 @@ from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, ModelSpec, Role, slots_of
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
+from malt.errors import named_place
 from malt.grading.judge import REPAIR_TOKENS, JudgeReply
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.budget import Amount, Tally, Usage, most_prompt_tokens
@@ -105,12 +106,14 @@ def admit_trees(ask: SessionCompleter, spec: RunSpec, prompts: PromptSet) -> Adm
 
 def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return the worst-case usage of a whole tree: every text has its maximum length, and every leaf is judged."""
-    nodes, requests = nodes_per_question(spec), requests_per_question(spec)
+    nodes = nodes_per_question(spec)
+    requests = nodes if spec.growth.mode == "adaptive" else requests_per_question(spec)
     judged = sum(nodes[role] for role in judged_roles(spec))
-    parts = [
-        most_for_role(role, model, question, spec, prompts, requests.get(role, judged), nodes.get(role, judged))
-        for role, model in models_asked(spec).items()
-    ]
+    parts = []
+    for role, model in models_asked(spec).items():
+        counts = requests if shares_prompts(role, model, spec) else nodes
+        billed, completions = counts.get(role, judged), nodes.get(role, judged)
+        parts.append(most_for_role(role, model, question, spec, prompts, billed, completions))
     tokens = sum(part.prompt_tokens + part.completion_tokens for part in parts)
     return Amount(sum(part.cost_usd or 0.0 for part in parts), tokens)
 
@@ -121,11 +124,12 @@ def most_for_role(
     question: Question,
     spec: RunSpec,
     prompts: PromptSet,
-    requests: int,
+    billed_prompts: int,
     completions: int,
 ) -> Usage:
     """Return the most that a role's requests for one question can use: every text has its maximum length.
 
+    A prompt is billed for each request, or for each completion unless the role `shares_prompts`.
     An earlier text counts `max_tokens` in a later prompt, as its own tokenizer would count it. Every judgement is asked
     for twice, as after an unreadable reply. Repeated requests (after a time-out, say) are not counted. A text without
     `max_tokens` counts as empty.
@@ -139,13 +143,23 @@ def most_for_role(
         schema=JudgeReply if role is Role.EVALUATOR else None,
     )
     prompt = most_prompt_tokens(request) + _most_shown(role, spec)
-    samples = 1 if role is Role.EVALUATOR else spec.roles[role].samples
-    sent = requests if all(call.shares_prompt(each, samples) for each in (model, *model.backups)) else completions
-    used = Usage(prompt_tokens=sent * prompt, completion_tokens=completions * longest)
+    used = Usage(prompt_tokens=billed_prompts * prompt, completion_tokens=completions * longest)
     if role is Role.EVALUATOR:
-        used.add(Usage(0, 0, 0, sent * (prompt + longest + REPAIR_TOKENS), completions * longest))
+        used.add(Usage(0, 0, 0, billed_prompts * (prompt + longest + REPAIR_TOKENS), completions * longest))
     used.cost_usd = _most_usd(used, model, spec)
     return used
+
+
+def shares_prompts(role: Role, model: ModelSpec, spec: RunSpec) -> bool:
+    """Whether the completions of one of the role's requests are surely billed for one prompt, by fallbacks too."""
+    if role is Role.EVALUATOR:
+        return True
+    samples = spec.roles[role].samples
+    with named_place(spec.key_of(role)):
+        if not call.shares_prompt(model, samples):
+            return False
+    with named_place(spec.key_of(role, "fallbacks")):
+        return all(call.shares_prompt(each, samples) for each in model.backups)
 
 
 def _most_usd(used: Usage, model: ModelSpec, spec: RunSpec) -> float | None:

@@ -10,7 +10,10 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from malt.config.limits import Limits
 from malt.config.roles import PLAYERS, Role
@@ -278,8 +281,13 @@ def most_prompt_tokens(request: CompletionRequest) -> int:
     back to a token a byte (SentencePiece's `byte_fallback`). Chat templates add about 5 tokens a message, and some a
     system text; this allows 16 a message and 64 a prompt.
     """
-    schema = 0 if request.schema is None else _SCHEMA_TOKENS + len(json.dumps(request.schema.model_json_schema()))
+    schema = 0 if request.schema is None else _most_schema_tokens(request.schema)
     return 64 + schema + sum(len(message.content.encode()) + 16 for message in request.messages)
+
+
+@cache
+def _most_schema_tokens(schema: type[BaseModel]) -> int:
+    return _SCHEMA_TOKENS + len(json.dumps(schema.model_json_schema()))
 
 
 _SCHEMA_TOKENS = 512

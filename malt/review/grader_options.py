@@ -68,7 +68,8 @@ def _declared_grading(config: Path | None, overrides: Sequence[str], otherwise: 
     if config is not None:
         return GraderChoice.of(load_spec(config, overrides))
     if overrides:
-        raise ConfigError(f"--set {overrides[0]}: changes a key of a config, but there is no config; give --config")
+        key, _, _ = overrides[0].partition("=")
+        raise ConfigError(f"--set {key}: changes a key of a config, but there is no config; give --config")
     return otherwise
 
 

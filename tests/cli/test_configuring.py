@@ -104,6 +104,7 @@ def test_a_file_without_a_column_to_propose_is_refused_with_its_columns(
             "error: --model: model 'nonsense' names no provider that LiteLLM knows; write it as one of openai/",
         ),
         ("nonsense/m", "error: --model: model 'nonsense/m' names no provider"),
+        (" ", "error: --model: model ' ' names no provider"),
         ("embeddedly", "error: --model: model 'embeddedly' names no provider"),
         ("none@v3", "error: --model: model 'none@v3': no model 'none' in "),
         ("embedded/none.gguf", "error: --model: model 'embedded/none.gguf': there is no file "),

@@ -381,6 +381,20 @@ def test_a_model_that_no_provider_knows_is_named_with_its_key(
     assert check(SMALLEST + given).startswith(f"{key}: model 'nonsense' names no provider that LiteLLM knows; write it")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ('api_key_env = "NOT_SET_HERE"\n', "openai/m: api_key_env names NOT_SET_HERE, which is not set"),
+        ('api_base = "http://127.0.0.1:9/v1"\nextra = {n = 2}\n', "openai/m: extra may not set n"),
+    ],
+)
+def test_a_fault_that_is_not_in_the_name_of_a_model_is_placed_in_its_role_s_table(
+    folder: Path, given: str, said: str
+) -> None:
+    same = '[model]\nmodel = "openai/m"\napi_base = "http://127.0.0.1:9/v1"\n'
+    assert check(f"{SMALLEST}{same}[roles.verifier]\n{given}").startswith(f"roles.verifier: {said}")
+
+
 def test_a_model_version_that_is_missing_is_named_with_its_key(folder: Path) -> None:
     said = check(f'{SMALLEST}[model]\nmodel = "embedded"\n[roles.verifier]\nmodel = "none@v3"\n')
     assert said.startswith("roles.verifier.model: model 'none@v3': no model 'none' in ")

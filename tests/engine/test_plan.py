@@ -9,16 +9,18 @@ from typing import Literal
 
 import pytest
 
-from malt.cli.summaries import show_plan
+from malt.cli.summaries import show_plan, show_range
 from malt.config.limits import Limits
 from malt.config.loader import load_spec
 from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS, Role, Roles, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import EvaluatorSpec, RunSpec
+from malt.config.spec import EvaluatorSpec, GrowthSpec, RunSpec
 from malt.engine.job import read_job
-from malt.engine.plan import Plan, Range, Total, each_takes, plan
+from malt.engine.plan import Figures, Plan, Quote, Range, Total, each_takes, plan
+from malt.engine.run import most_for_tree
 from malt.engine.runner import rerun_job, run_pilot, spread_evenly
+from malt.errors import ConfigError
 from malt.llm.budget import Usage
 from malt.llm.client.completers import make_completer, read_sample
 from malt.llm.client.session import open_session
@@ -350,7 +352,7 @@ def test_there_is_no_bound_where_a_text_has_none(config: Path, capsys: pytest.Ca
     quoted = quote(spec.model_copy(update={"roles": endless}))
     assert [each.most is None for each in quoted.roles.values()] == [False, True, True]
     show_plan(quoted)
-    assert "it has no upper bound: a role has no max_tokens" in capsys.readouterr().out
+    assert "and without an upper bound, as a role has no max_tokens" in capsys.readouterr().out
 
 
 def test_no_cost_is_promised_where_the_provider_charges_more_than_listed(
@@ -373,6 +375,45 @@ def test_the_range_ends_at_the_bound(config: Path, provider: ScriptedProvider) -
             assert each.most is not None
             assert each.high.prompt_tokens <= each.most.prompt_tokens
             assert each.high.completion_tokens <= each.most.completion_tokens
+
+
+def test_an_adaptive_tree_reserves_a_prompt_for_each_sample_as_samples_may_be_asked_for_one_by_one(
+    tmp_path: Path,
+) -> None:
+    def most_prompts(mode: Literal["full", "adaptive"]) -> int:
+        job = read_job(spec_at_openai(tmp_path).model_copy(update={"growth": GrowthSpec(mode=mode)}))
+        return most_for_tree(job.questions[0], job.spec, job.prompts).tokens - (3 + 9 + 27) * 64
+
+    assert most_prompts("adaptive") == 3 * most_prompts("full")
+
+
+def test_an_unknown_fallback_is_named_with_its_key(tmp_path: Path) -> None:
+    spec = spec_at_openai(tmp_path, fallbacks=("nonsense",))
+    with pytest.raises(ConfigError, match=r"^roles\.generator\.fallbacks or model\.fallbacks: model 'nonsense'"):
+        quote(spec)
+
+
+def test_an_unknown_judge_is_quoted_without_a_cost(tmp_path: Path) -> None:
+    judge = EvaluatorSpec(kind=("llm",), model="nonsense")
+    quoted = quote(spec_at_openai(tmp_path).model_copy(update={"evaluator": judge}))
+    most = quoted.roles[Role.EVALUATOR].most
+    assert most is not None
+    assert most.cost_usd is None
+
+
+def spec_at_openai(folder: Path, fallbacks: tuple[str, ...] = ()) -> RunSpec:
+    """Return a spec whose models are at OpenAI's own address, where samples share a prompt."""
+    model = RoleSpec.model_validate({"model": "openai/gpt-4o-mini", "max_tokens": 64, "fallbacks": fallbacks})
+    questions = QuestionSource(source=str(write_questions(folder, 1)), format="gsm8k")
+    roles = Roles(**dict.fromkeys(map(str, PLAYERS), model))
+    return RunSpec(name="one", questions=questions, roles=roles, evaluator=EvaluatorSpec(kind=("number",)))
+
+
+def test_a_bound_without_a_range_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    exact = Figures(prompt_tokens=1_000, completion_tokens=20, cost_usd=0.0)
+    ends = {"low": exact, "high": exact, "most": exact}
+    show_range(Quote(requests=1, completions=1, stored_completions=0, **exact.model_dump(), **ends))
+    assert capsys.readouterr().out == "the total is at most 1,000 tokens in, 20 out, if no request is repeated\n"
 
 
 # The usage of further completions.

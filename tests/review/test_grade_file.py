@@ -238,6 +238,14 @@ def test_the_command_must_say_how_to_grade(rows_file: Callable[..., Path], refus
     assert "give --config" in refusal(path, "--kind", "number", "-s", "evaluator.kind=exact")
 
 
+def test_an_override_without_a_config_is_refused_without_showing_its_value(
+    rows_file: Callable[..., Path], refusal: Callable[..., str]
+) -> None:
+    said = refusal(rows_file(), "--kind", "number", "-s", "evaluator.api_key=hush-hush")
+    assert said.startswith("error: --set evaluator.api_key: changes a key of a config")
+    assert "hush" not in said
+
+
 def test_a_config_says_how_to_grade(
     tmp_path: Path, provider: ScriptedProvider, rows_file: Callable[..., Path], grade: Grade
 ) -> None:

@@ -172,10 +172,17 @@ def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
     _check_extra(model)
     read_key(model)
     _check_caps(model, limits)
+    check_name(model)
+    if not embedded.is_embedded(model.model):
+        _check_hosted(model, find_provider(model))
+
+
+def check_name(model: ModelSpec) -> None:
+    """Raise `ConfigError` where no provider has the model, or its weights are missing."""
     if embedded.is_embedded(model.model):
         embedded.check_weights(model.model)
     else:
-        _check_hosted(model, find_provider(model))
+        find_provider(model)
 
 
 def _check_extra(model: ModelSpec) -> None:
