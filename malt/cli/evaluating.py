@@ -11,6 +11,7 @@ from malt.cli.options import takes_config, takes_json
 from malt.text import count_noun
 
 if TYPE_CHECKING:
+    from malt.config.evaluate import Measure
     from malt.config.spec import RunSpec
     from malt.evaluation.compare import EvaluationDiff
     from malt.evaluation.evaluate import Evaluated
@@ -93,8 +94,8 @@ def _show_accuracies(summary: "Summary") -> None:
     """Print each system's accuracy, in percent with 95 % intervals."""
     from malt.datasets.stats.figures import format_count
 
-    heads = {"sa": "SA", "sa_mv": f"SA+MV@{summary.chains}", "ma": "MA", "ma_mv": f"MA+MV@{summary.chains}"}
-    table = terminal.new_table("system", *(heads[measure] for measure in summary.measures), "tokens", "cost")
+    heads = (_write_head(measure, summary.chains) for measure in summary.measures)
+    table = terminal.new_table("system", *heads, "tokens", "cost")
     for name, system in summary.systems.items():
         cells = (_format_cell(getattr(system, measure)) for measure in summary.measures)
         table.add_row(name, *cells, format_count(system.tokens), terminal.format_dollars(system.cost_usd))
@@ -103,6 +104,12 @@ def _show_accuracies(summary: "Summary") -> None:
     for name, system in summary.systems.items():
         for title, cell in system.beside():
             terminal.say(f"  {name}, {title}: {_format_cell(cell)}")
+
+
+def _write_head(measure: "Measure", chains: int) -> str:
+    """Abbreviate a way of answering, as the legend does; one chain has no vote."""
+    way = measure.removesuffix("_mv").upper()
+    return f"{way}+MV@{chains}" if measure.endswith("_mv") and chains > 1 else way
 
 
 def show_legend(chains: int) -> None:
@@ -116,7 +123,8 @@ def _show_differences(summary: "Summary") -> None:
         return
     from malt.evaluation.card import points
 
-    table = terminal.new_table(f"less {summary.baseline}", "points (95 %)", "p", "p (Holm)")
+    points_of = f"{_write_head(summary.measure, summary.chains)}, points (95 %)"
+    table = terminal.new_table(f"less {summary.baseline}", points_of, "p", "p (Holm)")
     for name, found in summary.differences.items():
         gain = points(found.difference, found.low, found.high)
         table.add_row(name, gain, f"{found.p:.3g}", f"{found.p_holm:.3g}")

@@ -39,7 +39,7 @@
     const parted = data.questions.filter((question) => gap(question)).sort((a, b) => gap(b) - gap(a));
     const ahead = parted.filter((question) => gap(question) > 0).length;
     document.getElementById("counts").textContent =
-      `${ahead} questions for ${left.value}, ${parted.length - ahead} for ${right.value}.`;
+      `Questions more often right: ${left.value} ${ahead}, ${right.value} ${parted.length - ahead}.`;
     list.replaceChildren(...parted.map((question) => {
       const item = element("li"), button = element("button");
       button.type = "button";

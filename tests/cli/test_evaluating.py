@@ -1,6 +1,7 @@
 """`malt evaluate`, `malt evaluations`, and the plan of an evaluation by `malt plan`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ def test_evaluate_prints_the_documented_figures(config: Path, capsys: pytest.Cap
     assert {"difference", "low", "high", "p", "p_holm"} <= said["differences"]["star"].keys()
     assert said["requests"] == QUESTIONS * 2 * (1 + 2 * CHAINS)
     assert said["completions"] == QUESTIONS * 2 * 3 * CHAINS
+
+
+@pytest.mark.parametrize(("chains", "way"), [(CHAINS, f"MA+MV@{CHAINS}"), (1, "MA")])
+def test_the_table_of_differences_names_what_is_compared(
+    config: Path, capsys: pytest.CaptureFixture[str], chains: int, way: str
+) -> None:
+    assert exit_code(["evaluate", str(config), "-s", f"evaluate.chains={chains}"]) == 0
+    assert re.search(rf"^less plain +{re.escape(way)}, points \(95 %\)", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_second_evaluation_asks_nothing_and_prints_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

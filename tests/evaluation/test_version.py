@@ -159,6 +159,8 @@ def test_report_shows_every_system_and_the_questions_on_which_systems_differ(
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
     plain = [question["share"]["plain"] for question in data["questions"]]
     assert 0 < len(plain) <= QUESTIONS
+    assert f"{len(plain)} of {QUESTIONS} questions: those that some system" in page
+    assert re.search(r"<i>\u2212\d+</i><i>0</i><i>\+\d+</i>", page)
     assert all(len({*question["share"].values()}) > 1 for question in data["questions"])
     told(capsys, "report", "evaluations/planted", "--out", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == page
